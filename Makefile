@@ -1,0 +1,61 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && { echo $$p; break; }; done)
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+# What the tests' shell peers need: the original scripts are POSIX sh and zsh.
+DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long check debian bench-coordination clean
+
+help:
+	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
+	@echo 'make test                 lint, types and the whole test suite'
+	@echo 'make test-long            the slow campaigns in full'
+	@echo 'make bench-coordination   how fast containers hear each other, beside the peers'
+
+debian:
+	@missing=; for entry in $(DEBIAN); do [ -e $${entry#*:} ] || missing="$$missing $${entry%%:*}"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing"; \
+		$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+$(BIN)/python:
+	@$(MAKE) --no-print-directory debian
+	@[ -n "$(PYTHON)" ] || { echo 'make: Python 3.11 or newer is needed: apt-get install python3' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Compiled ahead: where PYTHONDONTWRITEBYTECODE is set nothing else would, and each start would compile again.
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@$(BIN)/python -m compileall -q sidecar
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	@$(MAKE) --no-print-directory debian
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.core
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	@$(BIN)/python -m compileall -q sidecar
+	$(BIN)/python -m pytest -n 4 -m 'not long'
+
+test-long: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache build dist

@@ -1,0 +1,60 @@
+"""What a battery is, and how one is found by name.
+
+A battery is a kind of sidecar: it has something ready before the application starts and keeps what the application made
+after it has ended. `coordination.host` drives it; a battery knows nothing of signals, leases or the application.
+Kinds are entry points of the group `sidecar.batteries`, so a third party's needs no change here. Importing this package
+imports none of them: FUSE, psycopg and friends are paid for by the container that runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Generic, Protocol, TypeVar
+
+from sidecar.errors import ConfigurationError
+
+Options = TypeVar("Options")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how many bytes are done, and how many there are in all (0: not known yet)."""
+
+
+class Battery(Protocol):
+    """One battery in its own container. Each method is called at most once.
+
+    `ready` and `save` run in a thread of their own. Where the pod ends first, `close` is called while one of them is
+    still running: it makes them end soon.
+    """
+
+    def ready(self) -> Mapping[str, Any]:
+        """Return, with its payload, when the application may lean on it; raise where it never can."""
+
+    def save(self) -> Mapping[str, Any]:
+        """Keep what the application made; return where. Called only where the policy says so."""
+
+    def close(self) -> None:
+        """Let go of everything. Called last, whatever happened before."""
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Options]):
+    """A kind of battery: what it is called, what may be said of it, and how one is made from that."""
+
+    name: str
+    options: type[Options]
+    open: Callable[[Options, Progress], Battery]
+
+
+def find(name: str) -> Kind[Any]:
+    """Return the kind called `name`; ConfigurationError where none is installed, naming those that are."""
+    found = entry_points(group="sidecar.batteries")
+    for entry in found:
+        if entry.name == name:
+            kind = entry.load()
+            if not isinstance(kind, Kind):
+                raise ConfigurationError(f"the entry point {entry.value} of battery {name!r} is not a Kind")
+            return kind
+    installed = ", ".join(sorted(entry.name for entry in found)) or "none"
+    raise ConfigurationError(f"there is no battery {name!r}; installed: {installed}")
