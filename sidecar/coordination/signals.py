@@ -1,0 +1,539 @@
+"""Facts as files: how participants say and hear things in the coordination directory, and how a death is heard.
+
+    <directory>/mountdone …            the signals; existence is what they say. Ours hold JSON, a shell script's are empty
+    <directory>/<db>/dbstarted …
+    <directory>/.sidecar/participants/<name>.json     a record each
+                         leases/<name>                flock(LOCK_EX), held for a whole life; never unlinked or renamed
+                         progress/<name>.json         how far it is: for people only, nothing is decided by it
+                         events.jsonl                 one line for each thing said: for people only
+                         tmp/                         everything is published by rename from here
+
+Say: write a unique file in tmp, rename it. Hear: watch, then read, then wait, then read again; a slow poll never stops, because
+inotify is silent, without any error, on gVisor, virtiofs and NFS.
+
+Why flock: the kernel drops it on any death, also SIGKILL and the OOM killer. POSIX locks will not do (they go when any descriptor
+of the file is closed). A lease file comes into being already locked (link of a locked file), so one that is free tells that
+somebody held it and is gone. Whoever waits for a death blocks in flock(LOCK_SH), in a thread of its own, and lets go at once; a
+restarted holder may therefore find the lock taken for some microseconds, and tries again.
+
+The directory is shared by containers of different trust. Everything is opened relative to a held descriptor with O_NOFOLLOW; only
+regular files count; reads are bounded; the shared folders are sticky (1777), so nobody replaces what another uid has said.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import fcntl
+import os
+import select
+import stat
+import time
+
+from sidecar import linux
+from sidecar.coordination.notation import decode, encode
+from sidecar.coordination.protocol import APPLICATION, Battery, Exit, Problem, Record, Seen
+from sidecar.errors import ConfigurationError, Unreachable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+FORMAT = 1
+HOUSE = ".sidecar"
+FOLDERS = ("participants", "leases", "progress", "tmp")
+# A record or a signal is some hundred bytes; more than this was not written by us.
+LONGEST = 256 * 1024
+# How often everything is read again although inotify said nothing, and how often where it is known to be of no use. Reading costs
+# 0.2 ms, so the first is 0.02 % of a core and the second 0.4 %.
+BACKSTOP = 1.0
+POLLING = 0.05
+# A lease is found taken only by another living participant, or for some microseconds by a waiter; this tells them apart.
+LEASE_PATIENCE = 2.0
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
+_NEW = os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+
+def new_incarnation() -> str:
+    """Return a random id for one life of a participant: PIDs and host names repeat in a pod."""
+    return os.urandom(8).hex()
+
+
+class Directory:
+    """The coordination directory, held open. Its methods raise Unreachable, naming the path and what to do about it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        try:
+            # The directory itself may be named through a link: whoever configured the path chose it.
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        except OSError as error:
+            raise Unreachable(
+                f"the coordination directory {self.path} cannot be opened: {error.strerror}; "
+                "mount the volume that the pod's containers share there"
+            ) from None
+        self._folders: dict[str, int] = {}
+        self._written = 0
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        for fd in self._folders.values():
+            os.close(fd)
+        self._folders.clear()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def exists(self) -> bool:
+        """Tell whether the directory still stands: a deleted one can be held open for ever and hears nothing."""
+        return os.fstat(self.fd).st_nlink > 0
+
+    # --- folders
+
+    def make(self, signals: Iterable[str]) -> None:
+        """Make our own folders and those that `signals` lie in, where they are missing."""
+        for folder in (HOUSE, *(f"{HOUSE}/{name}" for name in FOLDERS), *{s.rpartition("/")[0] for s in signals} - {""}):
+            self._make(folder)
+
+    def _make(self, folder: str) -> None:
+        parent, _, name = folder.rpartition("/")
+        try:
+            at = self._folder(parent)
+            try:
+                os.mkdir(name, 0o777, dir_fd=at)
+            except FileExistsError:
+                self._folder(folder)
+                return
+            # Not mkdir's mode: the umask would take the others' write permission away.
+            fd = self._folder(folder)
+            os.fchmod(fd, 0o1777)
+        except OSError as error:
+            raise self._cannot("make the folder", folder, error) from None
+
+    def _folder(self, folder: str) -> int:
+        """Return a descriptor of `folder`; opened link by link, none of them followed."""
+        if not folder:
+            return self.fd
+        if folder not in self._folders:
+            parent, _, name = folder.rpartition("/")
+            self._folders[folder] = os.open(name, _FOLDER, dir_fd=self._folder(parent))
+        return self._folders[folder]
+
+    def _at(self, path: str) -> tuple[int, str]:
+        folder, _, name = path.rpartition("/")
+        return self._folder(folder), name
+
+    def _cannot(self, do: str, path: str, error: OSError) -> Unreachable:
+        remedy = {
+            errno.ENOSPC: "; the volume is full",
+            errno.EDQUOT: "; the volume is full",
+            errno.EROFS: "; the volume is mounted read-only",
+            errno.EACCES: "; another user made it, without write permission for this one",
+            errno.EPERM: "; it belongs to another user",
+            errno.ELOOP: "; somebody planted a link there",
+            errno.ENOTDIR: "; somebody planted something there that is no folder",
+            errno.EISDIR: "; somebody planted a folder there",
+            errno.ENOENT: "; the coordination directory was deleted",
+        }.get(error.errno or 0, "")
+        return Unreachable(f"cannot {do} {self.path}/{path}: {error.strerror}{remedy}")
+
+    # --- saying
+
+    def publish(self, path: str, thing: Mapping[str, Any]) -> None:
+        """Put `thing` at `path` as JSON, atomically, in the place of whatever stood there."""
+        self._written += 1
+        # Unique per process and writer: a fixed name would be shared by two lives of one participant.
+        tmp = f"{path.replace('/', '+')}.{os.getpid()}.{self._written}.{os.urandom(4).hex()}"
+        try:
+            house, (folder, name) = self._folder(f"{HOUSE}/tmp"), self._at(path)
+            try:
+                fd = os.open(tmp, _NEW, 0o644, dir_fd=house)
+                try:
+                    os.fchmod(fd, 0o644)
+                    data = (encode(thing) + "\n").encode()
+                    while data:
+                        data = data[os.write(fd, data) :]
+                finally:
+                    os.close(fd)
+                os.rename(tmp, name, src_dir_fd=house, dst_dir_fd=folder)
+            except OSError:
+                try:
+                    os.unlink(tmp, dir_fd=house)
+                except OSError:
+                    pass
+                raise
+        except OSError as error:
+            raise self._cannot("write", path, error) from None
+
+    def publish_record(self, record: Record) -> None:
+        """Publish what a participant says of itself."""
+        self.publish(f"{HOUSE}/participants/{record.name}.json", record_to_json(record))
+
+    def publish_progress(self, name: str, what: str, done: int, total: int) -> None:
+        """Publish how far a participant is, in bytes: for people, so a failure to write is none."""
+        try:
+            self.publish(f"{HOUSE}/progress/{name}.json", {"time": time.time(), "what": what, "done": done, "total": total})
+        except Unreachable:
+            pass
+
+    def say(self, signal: str, record: Record, payload: Mapping[str, Any] | None = None) -> None:
+        """Leave `signal`, for good, on behalf of the participant whose record this is."""
+        self.publish(
+            signal,
+            {"by": record.name, "incarnation": record.incarnation, "time": time.time(), "payload": dict(payload or {})},
+        )
+        self.tell(record, f"says {signal}")
+
+    def unsay(self, signal: str) -> None:
+        """Take away a signal that an earlier life left and that is not true of this one."""
+        try:
+            folder, name = self._at(signal)
+            os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._cannot("take away", signal, error) from None
+
+    def tell(self, record: Record, what: str) -> None:
+        """Append a line to the event log: for people, so a failure to write is none."""
+        line = {
+            "time": time.time(),
+            "by": record.name,
+            "incarnation": record.incarnation,
+            "state": record.state,
+            "what": what[:1000],
+        }
+        try:
+            folder = self._folder(HOUSE)
+            # Not O_CREAT alone: with fs.protected_regular=1 that is refused for another user's file in a sticky folder.
+            try:
+                fd = os.open(
+                    "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder
+                )
+            except FileNotFoundError:
+                fd = os.open("events.jsonl", _NEW | os.O_APPEND, 0o666, dir_fd=folder)
+                os.fchmod(fd, 0o666)
+            try:
+                os.write(fd, (encode(line) + "\n").encode())
+            finally:
+                os.close(fd)
+        except OSError:
+            pass
+
+    # --- hearing
+
+    def read(self, path: str) -> bytes | None:
+        """Return what the regular file at `path` holds; None where there is none, or one that is too long to be ours."""
+        try:
+            folder, name = self._at(path)
+            fd = os.open(name, _READ, dir_fd=folder)
+        except OSError:
+            return None
+        try:
+            about = os.fstat(fd)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > LONGEST:
+                return None
+            parts, left = [], LONGEST
+            while left > 0 and (part := os.read(fd, min(left, 65536))):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def said(self, signal: str) -> bool:
+        """Tell whether `signal` is there: as a regular file, not through a link."""
+        try:
+            folder, name = self._at(signal)
+            return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
+
+    def record(self, name: str) -> Record | None:
+        """Return the record of participant `name`; None where there is none, or one that makes no sense."""
+        data = self.read(f"{HOUSE}/participants/{name}.json")
+        if data is None:
+            return None
+        try:
+            record = record_from_json(decode(data))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+        return record if record.name == name else None
+
+    def alive(self, name: str) -> bool | None:
+        """Tell whether the lease of `name` is held; None where there is none."""
+        try:
+            folder, file = self._at(f"{HOUSE}/leases/{name}")
+            fd = os.open(file, _READ, dir_fd=folder)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+        else:
+            return False
+        finally:
+            os.close(fd)
+
+    def look(self, name: str, battery: Battery | None) -> Seen:
+        """Return what participant `name` has said, its signals being those of `battery`.
+
+        Its last record is published before its lease goes. So: lease gone, read the record once more; another incarnation by now,
+        look again.
+        """
+        record = self.record(name)
+        while True:
+            alive = self.alive(name)
+            if alive is not False:
+                break
+            again = self.record(name)
+            if (again and again.incarnation) == (record and record.incarnation):
+                record = again
+                break
+            record = again
+        if battery is None:
+            return Seen(record, alive)
+        return Seen(record, alive, self.said(battery.ready), self.said(battery.save), self.said(battery.saved))
+
+    def look_at_application(self, battery: Battery) -> Seen:
+        """Return what the application has said to `battery`."""
+        return self.look(APPLICATION, battery)
+
+    def names(self) -> list[str]:
+        """Return the names of all participants that have a record or a lease."""
+        found: set[str] = set()
+        for folder, ending in (("participants", ".json"), ("leases", "")):
+            try:
+                files = os.listdir(self._folder(f"{HOUSE}/{folder}"))
+            except OSError:
+                continue
+            found.update(f.removesuffix(ending) for f in files if f.endswith(ending) and not f.startswith("."))
+        return sorted(found)
+
+    # --- leases
+
+    def lease(self, name: str) -> int:
+        """Take the lease of participant `name` for this life and return its descriptor, which holds it until it is closed.
+
+        Raises ConfigurationError where another living participant holds it: two containers go by one name.
+        """
+        path = f"{HOUSE}/leases/{name}"
+        try:
+            leases, house = self._folder(f"{HOUSE}/leases"), self._folder(f"{HOUSE}/tmp")
+            try:
+                fd = os.open(name, _READ, dir_fd=leases)
+            except FileNotFoundError:
+                tmp = f"lease.{name}.{os.urandom(8).hex()}"
+                fd = os.open(tmp, _NEW, 0o644, dir_fd=house)
+                os.fchmod(fd, 0o644)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    os.link(tmp, name, src_dir_fd=house, dst_dir_fd=leases, follow_symlinks=False)
+                    return fd
+                except FileExistsError:
+                    os.close(fd)
+                    fd = os.open(name, _READ, dir_fd=leases)
+                finally:
+                    os.unlink(tmp, dir_fd=house)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise Unreachable(f"{self.path}/{path} is no regular file; somebody planted it")
+            until = time.monotonic() + LEASE_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return fd
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        os.close(fd)
+                        raise ConfigurationError(
+                            f"another {name} is alive in {self.path}; "
+                            "each participant needs a name, and each pod a coordination directory, of its own"
+                        ) from None
+                    time.sleep(0.002)
+        except OSError as error:
+            raise self._cannot("take the lease", path, error) from None
+
+
+class Watch:
+    """Wakes its owner when something may have changed in the directory, when a peer dies, or when a descriptor can be read.
+
+    It tells that something may have changed, never what: its owner reads everything again. One inotify instance for all (there
+    are 128 a user and node). `forced_polling` does without inotify and without blocking on leases, as where neither works.
+    """
+
+    def __init__(self, directory: Directory, folders: Iterable[str], *, forced_polling: bool = False) -> None:
+        self._directory = directory
+        self._folders = ("", f"{HOUSE}/participants", f"{HOUSE}/leases", *{f for f in folders if f})
+        self._inotify = -1
+        self._polling = forced_polling
+        self._forced = forced_polling
+        self._guarded: set[str] = set()
+        self._bell, self._ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._bell, select.POLLIN)
+        self._extra: set[int] = set()
+        if not forced_polling:
+            self._listen()
+
+    def close(self) -> None:
+        """Stop watching. A thread that waits for a death keeps its own descriptors and goes with the process."""
+        if self._inotify >= 0:
+            os.close(self._inotify)
+            self._inotify = -1
+
+    def add(self, fd: int) -> None:
+        """Wake for `fd` too, whenever it can be read."""
+        self._poll.register(fd, select.POLLIN)
+        self._extra.add(fd)
+
+    def _listen(self) -> None:
+        mask = (
+            linux.IN_CREATE
+            | linux.IN_MOVED_TO
+            | linux.IN_CLOSE_WRITE
+            | linux.IN_ATTRIB
+            | linux.IN_DELETE_SELF
+            | linux.IN_MOVE_SELF
+        )
+        try:
+            self._inotify = linux.inotify_init()
+            for folder in self._folders:
+                path = os.fsencode(os.path.join(self._directory.path, folder))
+                linux.inotify_add_watch(self._inotify, path, mask | linux.IN_ONLYDIR)
+            self._poll.register(self._inotify, select.POLLIN)
+            self._polling = False
+        except OSError:
+            # EMFILE: the user's 128 instances are taken. ENOSPC: its watches are. ENOENT: a folder is gone: reading tells.
+            self.close()
+            self._polling = True
+
+    def guard(self, name: str, alive: bool | None) -> None:
+        """Wake when participant `name`, seen `alive`, dies."""
+        if not alive or self._forced or name in self._guarded:
+            return
+        try:
+            folder, file = self._directory._at(f"{HOUSE}/leases/{name}")
+            fd = os.open(file, _READ, dir_fd=folder)
+        except OSError:
+            return
+        self._guarded.add(name)
+        _thread.start_new_thread(self._wait_for_death, (name, fd))
+
+    def _wait_for_death(self, name: str, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        except OSError:
+            pass  # No locks here; the backstop reads the lease.
+        finally:
+            os.close(fd)
+        self._guarded.discard(name)
+        try:
+            os.write(self._ring, b"!")
+        except OSError:
+            pass
+
+    def wait(self, seconds: float) -> None:
+        """Return when something may have changed, at the latest after `seconds`."""
+        limit = max(0.0, min(seconds, POLLING if self._polling else BACKSTOP))
+        for fd, _ in self._poll.poll(limit * 1000 + 0.999 if limit else 0):
+            if fd == self._inotify:
+                self._drain_inotify()
+            elif fd == self._bell:
+                self._drain(fd)
+
+    def _drain(self, fd: int) -> bytes:
+        try:
+            return os.read(fd, 65536)
+        except BlockingIOError:
+            return b""
+
+    def _drain_inotify(self) -> None:
+        data, at = self._drain(self._inotify), 0
+        again = False
+        while at + 16 <= len(data):
+            mask = int.from_bytes(data[at + 4 : at + 8], "little")
+            again |= bool(
+                mask & (linux.IN_IGNORED | linux.IN_UNMOUNT | linux.IN_MOVE_SELF | linux.IN_DELETE_SELF | linux.IN_Q_OVERFLOW)
+            )
+            at += 16 + int.from_bytes(data[at + 12 : at + 16], "little")
+        if again:
+            # A watched folder was moved, deleted or unmounted, or events were lost: watch anew, before its owner reads.
+            self._poll.unregister(self._inotify)
+            self.close()
+            self._listen()
+
+
+def follow(
+    directory: Directory, watch_folders: Iterable[str], step: Callable[[Watch], float | None], *, forced_polling: bool = False
+) -> None:
+    """Call `step` until it returns None, each time that something may have changed; it returns how long it may be at most.
+
+    The watch stands before `step` first reads, so nothing said in between is missed.
+    """
+    watch = Watch(directory, watch_folders, forced_polling=forced_polling)
+    try:
+        while (seconds := step(watch)) is not None:
+            watch.wait(seconds)
+            if not directory.exists():
+                raise Unreachable(f"the coordination directory {directory.path} was deleted while it was in use")
+    finally:
+        watch.close()
+
+
+# --- records as JSON ---------------------------------------------------------------------------------------------------
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Return what a record's file holds."""
+    e, p = record.exit, record.error
+    return {
+        "format": FORMAT,
+        "name": record.name,
+        "kind": record.kind,
+        "incarnation": record.incarnation,
+        "life": record.life,
+        "state": record.state,
+        "started": record.started,
+        "exit": None
+        if e is None
+        else {"status": e.status, "code": e.code, "signal": e.signal, "reason": e.reason, "instead": e.instead},
+        "error": None if p is None else {"status": p.status, "culprit": p.culprit, "reason": p.reason},
+        "save": record.save,
+        "saved": record.saved,
+        "times": [list(entry) for entry in record.times],
+        "payload": dict(record.payload or {}),
+    }
+
+
+def record_from_json(thing: Any) -> Record:
+    """Return the record that a file holds; ValueError, TypeError, KeyError or AttributeError where it makes no sense."""
+    e, p = thing["exit"], thing["error"]
+    return Record(
+        name=str(thing["name"]),
+        kind=str(thing["kind"]),
+        incarnation=str(thing["incarnation"]),
+        life=int(thing["life"]),
+        state=str(thing["state"]),
+        started=thing["started"] is True,
+        exit=None if e is None else Exit(int(e["code"]), int(e["signal"]), str(e["reason"]), int(e["instead"])),
+        error=None if p is None else Problem(int(p["status"]), str(p["culprit"]), str(p["reason"])),
+        save=str(thing["save"]),
+        saved=thing["saved"] is True,
+        times=tuple((str(state), float(when)) for state, when in thing["times"]),
+        payload=dict(thing["payload"]),
+    )

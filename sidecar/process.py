@@ -1,0 +1,205 @@
+"""One child and the signals of its parent: spawn, forward, reap, status. What an init does, no more.
+
+Signals are queued by Python's handlers, not read from a descriptor: the interpreter remembers a tripped signal per number, so
+none is lost however many come at once; the descriptor only wakes whoever polls. (A one-slot mailbox, as in Go's signal.Notify
+with capacity one, loses SIGTERM in a burst.) All signals are blocked around fork, so one that comes meanwhile is delivered
+afterwards and forwarded. There is one waitpid loop and it owns every child: nothing else in the process may wait for one.
+
+The child gets a process group of its own, the terminal if there is one, default dispositions (those that were ignored when we
+started stay ignored, as with nohup), the original mask, none of our descriptors, and SIGKILL should we die.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from sidecar import linux
+from sidecar.errors import NOT_EXECUTABLE, NOT_FOUND, SidecarError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signals
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+else:
+    # What `signal` stands on: its enums cost 4 ms of import.
+    import _signal as _signals
+
+SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGPIPE, SIGTERM, SIGCHLD, SIGTTOU, SIGXFSZ = 1, 2, 3, 9, 13, 15, 17, 22, 25
+# Not caught: what cannot be (9, 19), what tells of a fault of this very process (4 ILL, 5 TRAP, 6 ABRT, 7 BUS, 8 FPE, 11 SEGV,
+# 13 PIPE, 25 XFSZ, 31 SYS), the terminal's (20 TSTP, 21 TTIN, 22 TTOU), and the C library's own (32, 33).
+_NOT_CAUGHT = {4, 5, 6, 7, 8, 9, 11, 13, 19, 20, 21, 22, 25, 31, 32, 33}
+CAUGHT = tuple(n for n in range(1, 65) if n not in _NOT_CAUGHT)
+
+
+class NotStarted(SidecarError):
+    """The command could not be begun: 127 it was not found, 126 it cannot be executed."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class SignalQueue:
+    """The signals that came to this process, in a queue; `fd` can be read when there may be some."""
+
+    def __init__(self, caught: Sequence[int] = CAUGHT) -> None:
+        self.fd, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._queue: list[int] = []
+        self._was: dict[int, Any] = {}
+        self._wake_was = _signals.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in caught:
+            was = _signals.getsignal(number)
+            if was != _signals.SIG_IGN or number == SIGCHLD:
+                _signals.signal(number, self._came)
+                self._was[number] = was
+
+    def _came(self, number: int, _frame: object) -> None:
+        self._queue.append(number)
+
+    def drain(self) -> list[int]:
+        """Return the signals that came since the last time, oldest first."""
+        try:
+            while len(os.read(self.fd, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+        came, self._queue = self._queue, []
+        return came
+
+    def put_back(self, numbers: Sequence[int]) -> None:
+        """Have the next drain return `numbers` first."""
+        self._queue[:0] = numbers
+
+    def close(self) -> None:
+        """Restore the dispositions that were there before."""
+        _signals.set_wakeup_fd(self._wake_was)
+        for number, was in self._was.items():
+            _signals.signal(number, was if was is not None else _signals.SIG_DFL)
+        os.close(self.fd)
+        os.close(self._wake)
+
+
+class Child:
+    """A child in a process group of its own. `code` and `signal` are None until it has ended and was reaped."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.ended = False
+        self.code = 0
+        self.signal = 0
+
+    def send(self, number: int) -> None:
+        """Send a signal to the child's whole group; to the child where it has left it."""
+        if self.ended:
+            return
+        try:
+            os.killpg(self.pid, number)
+        except OSError:
+            try:
+                os.kill(self.pid, number)
+            except OSError:
+                pass
+
+
+def adopt_orphans() -> None:
+    """Have orphaned descendants come to this process, to be reaped, also where it is not PID 1."""
+    if os.getpid() != 1:
+        try:
+            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        except OSError:
+            pass  # Refused by some emulators: then orphans go to whoever is the init there.
+
+
+def reap(child: Child | None) -> None:
+    """Reap every child that has ended; remember how `child` did."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if child is not None and pid == child.pid:
+            child.ended = True
+            if os.WIFSIGNALED(status):
+                child.signal = os.WTERMSIG(status)
+            else:
+                child.code = os.WEXITSTATUS(status)
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
+    """Begin `command` and return it; raises NotStarted. The caller's SignalQueue forwards to it and reaps it."""
+    problem, tell = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+    mask = _signals.pthread_sigmask(_signals.SIG_BLOCK, _signals.valid_signals())
+    try:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            _become(command, environment, mask, parent, tell)
+        try:
+            # Here too, so that a signal forwarded right away finds the group; whoever comes first, the other is told EACCES.
+            os.setpgid(pid, pid)
+        except OSError:
+            pass
+    finally:
+        os.close(tell)
+        _signals.pthread_sigmask(_signals.SIG_SETMASK, mask)
+    try:
+        said = os.read(problem, 64)
+    finally:
+        os.close(problem)
+    if not said:
+        return Child(pid)
+    os.waitpid(pid, 0)
+    number = int(said)
+    if number == errno.ENOENT:
+        raise NotStarted(NOT_FOUND, f"{command[0]}: not found")
+    raise NotStarted(NOT_EXECUTABLE, f"{command[0]}: cannot be executed: {os.strerror(number)}")
+
+
+def _become(command: Sequence[str], environment: Mapping[str, str] | None, mask: set[Any], parent: int, tell: int) -> None:
+    """In the child: become `command`. Never returns."""
+    try:
+        os.setpgid(0, 0)
+        _signals.signal(SIGTTOU, _signals.SIG_IGN)
+        for fd in (0, 1, 2):
+            try:
+                if os.isatty(fd):
+                    os.tcsetpgrp(fd, os.getpid())
+                    break
+            except OSError:
+                pass
+        for number in (*CAUGHT, SIGPIPE, SIGXFSZ, SIGTTOU):
+            if number in (SIGPIPE, SIGXFSZ, SIGTTOU) or _signals.getsignal(number) != _signals.SIG_IGN:
+                _signals.signal(number, _signals.SIG_DFL)
+        try:
+            linux.prctl(linux.PR_SET_PDEATHSIG, SIGKILL)
+        except OSError:
+            pass
+        if os.getppid() != parent and os.getppid() != 0:
+            os._exit(NOT_EXECUTABLE)  # The parent died before the option stood.
+        _signals.pthread_sigmask(_signals.SIG_SETMASK, mask)
+        _execute(command, os.environ if environment is None else environment)
+    except OSError as error:
+        os.write(tell, str(error.errno).encode())
+    finally:
+        os._exit(NOT_EXECUTABLE)
+
+
+def _execute(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Become `command`, looked up along PATH as execvp(3) does; os.execvp imports `warnings` on the way."""
+    name = command[0]
+    refused: OSError = FileNotFoundError(errno.ENOENT, "")
+    folders = [""] if "/" in name else environment.get("PATH", os.defpath).split(":")
+    for folder in folders:
+        try:
+            os.execve(os.path.join(folder, name), list(command), dict(environment))  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            refused = error
+    raise refused
