@@ -1,0 +1,15 @@
+"""Bundles of files in repositories, below any fsspec URL. README.md of this folder is the format.
+
+    store = open_store("file:///srv/store")
+    bundle = store.save("out", "results", label="latest", message="nightly run")
+    store.populate(store.resolve("results", label="latest"), "in")
+
+format.py decides what bytes mean (pure); objects.py has bytes by name; tree.py opens directories without following links;
+upload.py and download.py move content; bundles.py puts them together, in the order that the promises rest on.
+"""
+
+from sidecar.store.bundles import Store, open_store
+from sidecar.store.format import Bundle, Entry, Move, Piece, Repo
+from sidecar.store.work import Progress, Stopped
+
+__all__ = ["Bundle", "Entry", "Move", "Piece", "Progress", "Repo", "Stopped", "Store", "open_store"]

@@ -1,0 +1,348 @@
+"""Repositories, bundles and labels: what a store answers, and in which order it writes.
+
+The order is the promise: objects, manifest, bundle record, label record, each durable before the next is begun. The bundle's
+record is the commit. Nothing here is ever rewritten, so there is nothing to lock; two who save at once each make a bundle, and
+two who move a label at once each make a move.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from blake3 import blake3
+
+from sidecar.errors import ConfigurationError, Corrupt, SourceMissing
+from sidecar.store import download
+from sidecar.store import format as form
+from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Entry, Malformed, Move, Piece, Repo
+from sidecar.store.objects import Objects, open_objects
+from sidecar.store.upload import upload
+from sidecar.store.work import Cancelled, Meter, Progress
+
+_LISTED = 20  # names in an error message; more are counted
+_logger = logging.getLogger(__name__)
+
+Record = TypeVar("Record")
+
+
+def open_store(url: str, **options: Any) -> Store:
+    """Return the store at a URL (`file:///srv/store`, `memory://x`, any fsspec URL) or plain path.
+
+    Nothing is read or written yet. `options` go to fsspec. ConfigurationError where the URL means nothing to anyone here.
+    """
+    return Store(open_objects(url, **options))
+
+
+class Store:
+    """Bundles in repositories. Safe in several threads and processes at once.
+
+    Every method may raise Unreachable, and Corrupt where a record or manifest is not what was written.
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        """Keep bundles in `objects`; most callers want open_store."""
+        self.url = objects.url
+        self._objects = objects
+        self._format_seen = False
+
+    # --- repositories ----------------------------------------------------------------------------------------------
+
+    def create_repo(self, name: str, description: str = "", *, exist_ok: bool = True) -> Repo:
+        """Create a repository and return it. One that exists keeps its description; ConfigurationError unless `exist_ok`."""
+        form.check_name("repository", name)
+        if not self._is_store():
+            self._objects.create("format", form.encode_format())
+        repo = Repo(name, _text(description), form.format_time(_now()))
+        if self._objects.create(f"repos/{name}/repo", form.encode_record(repo.as_json())):
+            return repo
+        if not exist_ok:
+            raise ConfigurationError(f"{self.url}: there is a repository {name!r} already")
+        return self._repo(name)
+
+    def repos(self) -> list[Repo]:
+        """Return the repositories, by name."""
+        if not self._is_store():
+            return []
+        return [self._repo(name) for name in self._objects.names("repos")]
+
+    # --- bundles ---------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        repo: str,
+        *,
+        label: str = "",
+        message: str = "",
+        contributor: str = "",
+        progress: Progress | None = None,
+        skip_errors: bool = False,
+        reuse: bool = False,
+        cancelled: Cancelled | None = None,
+    ) -> Bundle:
+        """Keep the directory at `path` as a new bundle of `repo`, point `label` at it, and return it, all durable.
+
+        The repository is created where it is missing. With `reuse`, a bundle that the label points at or that is the latest is
+        returned instead of a second one, if it holds the same tree with the same message and contributor: for callers that
+        cannot know whether they were killed before or after. `cancelled` is asked often, from several threads; Stopped then.
+
+        NotSaved where something is no file, directory or link, cannot be read, or changes while it is read, twice; with
+        `skip_errors` it is left out, counted in the bundle, and logged.
+        """
+        form.check_name("repository", repo)
+        if label:
+            form.check_name("label", label)
+        message, contributor = _text(message), _text(contributor)
+        self.create_repo(repo)
+        self._objects.sweep()
+        parents = self._parents(repo, label)
+        parent = parents[0] if parents else None
+        meter = Meter(f"saving to {repo}", progress, cancelled)
+        uploaded = upload(self._objects, os.fspath(path), self._known(parent), meter, skip_errors=skip_errors)
+        data = form.encode_manifest(uploaded.entries)
+        manifest = blake3(data).hexdigest()
+        if reuse:
+            for there in parents:
+                if (there.manifest, there.message, there.contributor) == (manifest, message, contributor):
+                    if label:
+                        self.set_label(repo, label, there.id, contributor=contributor)
+                    return there
+        self._objects.put(form.manifest_name(manifest), zlib.compress(data, 1))
+        self._objects.flush()
+        meter.check()
+        milliseconds = _now()
+        if parent:
+            milliseconds = max(milliseconds, form.id_milliseconds(parent.id) + 1)
+        bundle = Bundle(
+            repo=repo,
+            id=form.make_id(milliseconds, os.urandom(10)),
+            time=form.format_time(milliseconds),
+            message=message,
+            contributor=contributor,
+            label=label,
+            parent=parent.id if parent else "",
+            manifest=manifest,
+            manifest_bytes=len(data),
+            files=_count(uploaded.entries, FILE),
+            directories=_count(uploaded.entries, DIRECTORY),
+            links=_count(uploaded.entries, LINK),
+            bytes=sum(entry.size for entry in uploaded.entries),
+            stored=uploaded.stored,
+            skipped=uploaded.skipped,
+        )
+        if not self._objects.create(form.bundle_name(repo, bundle.id), form.encode_record(bundle.as_json())):
+            raise Corrupt(f"{self.url}: there is a bundle {bundle.id} already; the random numbers here repeat themselves")
+        if label:
+            self.set_label(repo, label, bundle.id, contributor=contributor)
+        return bundle
+
+    def resolve(self, repo: str, *, label: str = "", bundle: str = "") -> Bundle:
+        """Return the bundle with an id, or the one a label points at, or the latest of the repository.
+
+        SourceMissing where there is none; it lists what there is. ConfigurationError where both label and id are given and
+        the label points elsewhere.
+        """
+        self._need_repo(repo)
+        if label:
+            moves = self.label_history(repo, label)
+            if bundle and bundle != moves[-1].bundle:
+                raise ConfigurationError(f"{repo}: label {label!r} points at {moves[-1].bundle}, not at {bundle}")
+            bundle = moves[-1].bundle
+        ids = self._ids(repo)
+        if bundle and bundle not in ids:
+            raise _missing(f"{self.url}: repository {repo!r} has no bundle {bundle!r}", "bundles", ids[::-1])
+        if not ids:
+            raise _missing(f"{self.url}: repository {repo!r} holds no bundle yet", "bundles", ())
+        return self._bundle(repo, bundle or ids[-1])
+
+    def bundles(self, repo: str) -> list[Bundle]:
+        """Return the bundles of a repository, oldest first. SourceMissing where there is no such repository."""
+        self._need_repo(repo)
+        return [self._bundle(repo, each) for each in self._ids(repo)]
+
+    def manifest(self, bundle: Bundle) -> tuple[Entry, ...]:
+        """Return the entries of a bundle, ascending by the bytes of their paths; every parent directory is among them."""
+        name = form.manifest_name(bundle.manifest)
+        where = f"{self._where(bundle)}: {name}"
+        try:
+            packed = self._objects.get(name)
+        except FileNotFoundError:
+            raise Corrupt(f"{where} is missing") from None
+        inflate = zlib.decompressobj()
+        try:
+            data = inflate.decompress(packed, bundle.manifest_bytes + 1)
+        except zlib.error as error:
+            raise Corrupt(f"{where} cannot be inflated: {error}") from None
+        if not inflate.eof or inflate.unused_data or blake3(data).hexdigest() != bundle.manifest:
+            raise Corrupt(f"{where} does not hold what its name says")
+        try:
+            return form.decode_manifest(data)
+        except Malformed as error:
+            raise Corrupt(f"{where}: {error}") from None
+
+    def populate(
+        self,
+        bundle: Bundle,
+        path: str | os.PathLike[str],
+        progress: Progress | None = None,
+        *,
+        cancelled: Cancelled | None = None,
+    ) -> None:
+        """Have the bundle's tree in directory `path`, which is made where it is missing. Every byte is verified.
+
+        Files appear whole or not at all. What is there with the same type, size, mtime and mode is left alone, and so is what
+        the bundle does not name. Corrupt names file and object. Unreachable where `path` cannot be written, or holds something
+        of another type, a symbolic link above all, where the bundle has an entry. Stopped once `cancelled` says so.
+        """
+        meter = Meter(f"populating from {bundle.repo}", progress, cancelled)
+        entries = self.manifest(bundle)
+        reader = download.Reader(self._objects, self._where(bundle))
+        download.populate(reader, entries, os.fspath(path), meter, self._objects.parallel)
+
+    def verify(self, bundle: Bundle, progress: Progress | None = None, *, cancelled: Cancelled | None = None) -> int:
+        """Read everything a bundle refers to, and return its size in bytes. Corrupt, a line for each object, where it differs."""
+        meter = Meter(f"verifying {bundle.repo}", progress, cancelled)
+        entries = self.manifest(bundle)
+        reader = download.Reader(self._objects, self._where(bundle))
+        download.verify(reader, entries, meter, self._objects.parallel)
+        return bundle.bytes
+
+    # --- labels ----------------------------------------------------------------------------------------------------
+
+    def labels(self, repo: str) -> dict[str, str]:
+        """Return what each label points at, by name. SourceMissing where there is no such repository."""
+        self._need_repo(repo)
+        found: dict[str, str] = {}
+        for label in self._objects.names(f"repos/{repo}/labels"):
+            if numbers := self._numbers(repo, label):
+                found[label] = self._move(repo, label, numbers[-1]).bundle
+        return found
+
+    def label_history(self, repo: str, label: str) -> list[Move]:
+        """Return every move of a label, oldest first. SourceMissing, listing the labels there are, where it never was set."""
+        self._need_repo(repo)
+        form.check_name("label", label)
+        numbers = self._numbers(repo, label)
+        if not numbers:
+            labels = self._objects.names(f"repos/{repo}/labels")
+            raise _missing(f"{self.url}: repository {repo!r} has no label {label!r}", "labels", labels)
+        return [self._move(repo, label, number) for number in numbers]
+
+    def set_label(self, repo: str, label: str, bundle: str, *, contributor: str = "") -> Move:
+        """Point a label at a bundle's id, durably; where it points there already, nothing is written. Return the last move."""
+        form.check_name("label", label)
+        self.resolve(repo, bundle=bundle)
+        while True:
+            numbers = self._numbers(repo, label)
+            if numbers and (last := self._move(repo, label, numbers[-1])).bundle == bundle:
+                return last
+            number = numbers[-1] + 1 if numbers else 1
+            move = Move(repo, label, number, bundle, _text(contributor), form.format_time(_now()))
+            # Where another has made this move by now, ours is the next one.
+            if self._objects.create(form.move_name(repo, label, number), form.encode_record(move.as_json())):
+                return move
+
+    # --- reading records -------------------------------------------------------------------------------------------
+
+    def _is_store(self) -> bool:
+        """Say whether the store was ever written to; ConfigurationError where a later program wrote it."""
+        if not self._format_seen:
+            try:
+                data = self._objects.get("format")
+            except FileNotFoundError:
+                return False
+            document = _decode(f"{self.url}: format", form.decode_record, data)
+            if document.get("format") != "sidecar-store":
+                raise Corrupt(f"{self.url}: format: it is not a sidecar store")
+            if document.get("version") != form.VERSION:
+                raise ConfigurationError(
+                    f"{self.url} has format version {document.get('version')}; this program knows {form.VERSION}"
+                )
+            self._format_seen = True
+        return True
+
+    def _need_repo(self, repo: str) -> None:
+        form.check_name("repository", repo)
+        if not self._is_store():
+            raise _missing(f"{self.url}: no repository {repo!r}; nothing was ever stored there", "repositories", ())
+        try:
+            self._repo(repo)
+        except FileNotFoundError:
+            names = self._objects.names("repos")
+            raise _missing(f"{self.url}: no repository {repo!r}", "repositories", names) from None
+
+    def _repo(self, name: str) -> Repo:
+        data = self._objects.get(f"repos/{name}/repo")
+        return _decode(f"{self.url}: repos/{name}/repo", lambda raw: form.decode_repo(raw, name), data)
+
+    def _ids(self, repo: str) -> list[str]:
+        return [name for name in self._objects.names(f"repos/{repo}/bundles") if form.is_id(name)]
+
+    def _bundle(self, repo: str, bundle: str) -> Bundle:
+        name = form.bundle_name(repo, bundle)
+        where = f"{self.url}: repository {repo!r}, bundle {bundle}: {name}"
+        return _decode(where, lambda raw: form.decode_bundle(raw, repo, bundle), self._objects.get(name))
+
+    def _numbers(self, repo: str, label: str) -> list[int]:
+        return [int(name) for name in self._objects.names(f"repos/{repo}/labels/{label}") if name.isdecimal()]
+
+    def _move(self, repo: str, label: str, number: int) -> Move:
+        name = form.move_name(repo, label, number)
+        where = f"{self.url}: repository {repo!r}, label {label!r}: {name}"
+        return _decode(where, lambda raw: form.decode_move(raw, repo, label, number), self._objects.get(name))
+
+    def _parents(self, repo: str, label: str) -> list[Bundle]:
+        """Return what the label points at, if anything, then the latest bundle, if any."""
+        ids = self._ids(repo)
+        wanted = ids[-1:]
+        numbers = self._numbers(repo, label) if label else []
+        if numbers and (pointed := self._move(repo, label, numbers[-1]).bundle) in ids:
+            wanted = list(dict.fromkeys([pointed, *wanted]))
+        return [self._bundle(repo, each) for each in wanted]
+
+    def _known(self, parent: Bundle | None) -> dict[str, Piece]:
+        """Return where the chunks of the parent lie."""
+        if parent is None:
+            return {}
+        try:
+            entries = self.manifest(parent)
+        except Corrupt as error:
+            # What was lost before is no reason to lose what is new: all of it is stored again.
+            _logger.warning("%s; nothing of it is used again", error)
+            return {}
+        return {piece.hash: piece for entry in entries for piece in entry.pieces}
+
+    def _where(self, bundle: Bundle) -> str:
+        return f"{self.url}: repository {bundle.repo!r}, bundle {bundle.id}"
+
+
+def _decode(where: str, decode: Callable[[bytes], Record], data: bytes) -> Record:
+    try:
+        return decode(data)
+    except Malformed as error:
+        raise Corrupt(f"{where}: {error}") from None
+
+
+def _missing(message: str, what: str, exist: Iterable[str]) -> SourceMissing:
+    exist = list(exist)
+    listed = ", ".join(exist[:_LISTED]) or "none"
+    more = f" and {len(exist) - _LISTED} more" if len(exist) > _LISTED else ""
+    return SourceMissing(f"{message}; {what} there: {listed}{more}", exist)
+
+
+def _count(entries: Iterable[Entry], type_: str) -> int:
+    return sum(entry.type == type_ for entry in entries)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _text(text: str) -> str:
+    """An argument of a command may hold bytes that are not UTF-8; a record may not."""
+    return text.encode("utf-8", "backslashreplace").decode()

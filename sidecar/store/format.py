@@ -1,0 +1,403 @@
+"""The bytes of the store: ids, names, records, manifests. README.md of this folder is the specification.
+
+Rule 1: whatever is written to a store or read from one gets its form here.
+Rule 2: this module knows no file, clock, randomness, process or environment.
+Rule 3: what is read is not trusted. `decode_*` return something well-formed (paths stay below the top, hashes are hashes) or
+raise Malformed; a correct hash only says that the writer wrote it, not that the writer meant well.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from sidecar.errors import Fault, ParametersError
+
+VERSION = 1
+MIB = 1 << 20
+CHUNK = 8 * MIB  # one request to an object store: long enough that latency does not count, short enough to retry
+SMALL = 1 * MIB  # up to here a chunk is packed: an object each would cost a request, a sync and an inode each
+PACK = 32 * MIB
+LARGEST_CHUNK = 64 * MIB  # what a reader must be able to hold
+LARGEST_MANIFEST = 4 << 30  # a bound for what a damaged record may make us allocate; 20 million files fit
+
+FILE, DIRECTORY, LINK = "file", "directory", "link"
+RESERVED = ".sidecar-populating"
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_HASH = re.compile(r"[0-9a-f]{64}")
+_ID = re.compile(f"[0-7][{_ALPHABET}]{{25}}")
+_ESCAPE = re.compile(rb"%([0-9A-F]{2})")
+
+
+class Malformed(ValueError):
+    """Bytes that are not what the format says; the message tells what is wrong, not where it was read."""
+
+
+class Piece(NamedTuple):
+    """A chunk and where it lies. `pack` is "" where the chunk is an object of its own."""
+
+    hash: str
+    length: int
+    pack: str = ""
+    offset: int = 0
+
+    @property
+    def object(self) -> str:
+        """The hash that names the object the chunk is read from."""
+        return self.pack or self.hash
+
+
+class Entry(NamedTuple):
+    """One entry of a bundle. `path` and `target` are as os.fsdecode gives them, `mtime` is in nanoseconds."""
+
+    path: str
+    type: str
+    mode: int = 0
+    mtime: int = 0
+    size: int = 0
+    pieces: tuple[Piece, ...] = ()
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle's record says. Sizes are in bytes; `time` is RFC 3339 in UTC; `label` was asked for at the save."""
+
+    repo: str
+    id: str
+    time: str
+    message: str
+    contributor: str
+    label: str
+    parent: str
+    manifest: str
+    manifest_bytes: int
+    files: int
+    directories: int
+    links: int
+    bytes: int
+    stored: int
+    skipped: int
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return the record as a dictionary that json.dumps takes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of a label: from `time` on it pointed at `bundle`."""
+
+    repo: str
+    label: str
+    number: int
+    bundle: str
+    contributor: str
+    time: str
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return the record as a dictionary that json.dumps takes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Repo:
+    """What a repository's record says."""
+
+    name: str
+    description: str
+    time: str
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return the record as a dictionary that json.dumps takes."""
+        return asdict(self)
+
+
+# --- names, ids, times ---------------------------------------------------------------------------------------------
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name`, of a repository or label as `what` says; ParametersError where it cannot be one."""
+    bad = next((c for c in name if not (c.isalnum() or c in "-_.+")), "")
+    if not name:
+        problem = "is empty"
+    elif bad:
+        problem = f"may hold letters, digits and - _ . + only, not {bad!r}"
+    elif name[0] in ".-" or ".." in name:
+        problem = "may not begin with '.' or '-' nor contain '..'"
+    elif not unicodedata.is_normalized("NFC", name):
+        problem = "is not in Unicode form NFC"
+    elif len(name.encode()) > 100:
+        problem = "is longer than 100 bytes"
+    else:
+        return name
+    raise ParametersError([Fault(f"{what} {name!r}", "", problem)])
+
+
+def is_id(text: str) -> bool:
+    """Say whether `text` has the form of a bundle id."""
+    return _ID.fullmatch(text) is not None
+
+
+def make_id(milliseconds: int, random: bytes) -> str:
+    """Return the bundle id of a moment (milliseconds since 1970) and 10 random bytes."""
+    number = milliseconds << 80 | int.from_bytes(random)
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def id_milliseconds(bundle: str) -> int:
+    """Return the moment that a bundle id carries, in milliseconds since 1970."""
+    number = 0
+    for digit in bundle:
+        number = number << 5 | _ALPHABET.index(digit)
+    return number >> 80
+
+
+def format_time(milliseconds: int) -> str:
+    """Return milliseconds since 1970 as RFC 3339 in UTC."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+
+
+def object_name(hash_: str) -> str:
+    """Return where an object lies in the store."""
+    return f"objects/{hash_[:2]}/{hash_}"
+
+
+def manifest_name(hash_: str) -> str:
+    """Return where a manifest lies in the store."""
+    return f"manifests/{hash_[:2]}/{hash_}"
+
+
+def bundle_name(repo: str, bundle: str) -> str:
+    """Return where a bundle's record lies in the store."""
+    return f"repos/{repo}/bundles/{bundle}"
+
+
+def move_name(repo: str, label: str, number: int) -> str:
+    """Return where one move of a label lies in the store."""
+    return f"repos/{repo}/labels/{label}/{number:08d}"
+
+
+# --- byte strings as text ------------------------------------------------------------------------------------------
+
+
+def encode_path(path: str) -> str:
+    """Return a path, as os.fsdecode gives it, as text without surrogates: bytes that are not UTF-8 and '%' as %XX."""
+    if "%" in path:
+        path = path.replace("%", "%25")
+    if path.isascii():
+        return path
+    raw = path.encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "percent-xx")
+
+
+def decode_path(text: str) -> str:
+    """Return the path that `encode_path` wrote so; Malformed where it cannot have written this."""
+    if "%" not in text and text.isascii():
+        return text
+    raw = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), text.encode())
+    path = raw.decode("utf-8", "surrogateescape")
+    # Two spellings of one name would be two names to whoever compares text, and one to the kernel.
+    if encode_path(path) != text:
+        raise Malformed(f"{text!r} is not how its bytes are written")
+    return path
+
+
+def _as_percent(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    bad = error.object[error.start : error.end]
+    return "".join(f"%{byte:02X}" for byte in bad), error.end
+
+
+codecs.register_error("percent-xx", _as_percent)
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+
+
+def canonical(document: Mapping[str, Any]) -> bytes:
+    """Return the one way to write a document of strings, integers, lists and dictionaries."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def encode_record(document: Mapping[str, Any]) -> bytes:
+    """Return a record's two lines: the document, and its hash."""
+    line = canonical(document)
+    return line + b"\n" + blake3(line).hexdigest().encode() + b"\n"
+
+
+def decode_record(data: bytes) -> dict[str, Any]:
+    """Return the document of a record; Malformed where it is not what was written."""
+    line, _, rest = data.partition(b"\n")
+    if rest != blake3(line).hexdigest().encode() + b"\n":
+        raise Malformed("its second line is not the hash of its first")
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise Malformed(f"it is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise Malformed("it is not a JSON object")
+    return document
+
+
+def encode_format() -> bytes:
+    """Return the record that makes a tree a store."""
+    return encode_record({"format": "sidecar-store", "version": VERSION})
+
+
+def decode_repo(data: bytes, name: str) -> Repo:
+    """Return what the record of repository `name` says; Malformed where it is another's or damaged."""
+    fields = _fields(data, {"description": str, "name": str, "time": str})
+    return Repo(**_same(fields, name=name))
+
+
+def decode_bundle(data: bytes, repo: str, bundle: str) -> Bundle:
+    """Return what the record of a bundle says; Malformed where it is another's or damaged."""
+    kinds: dict[str, type] = {"stored": int, "skipped": int, "manifest_bytes": int}
+    kinds |= dict.fromkeys(("files", "directories", "links", "bytes"), int)
+    kinds |= dict.fromkeys(("repo", "id", "time", "message", "contributor", "label", "parent", "manifest"), str)
+    found = Bundle(**_same(_fields(data, kinds), repo=repo, id=bundle))
+    if not _HASH.fullmatch(found.manifest) or found.manifest_bytes > LARGEST_MANIFEST:
+        raise Malformed("its manifest has no hash, or an impossible size")
+    return found
+
+
+def decode_move(data: bytes, repo: str, label: str, number: int) -> Move:
+    """Return what the record of one move of a label says; Malformed where it is another's or damaged."""
+    kinds = {"repo": str, "label": str, "number": int, "bundle": str, "contributor": str, "time": str}
+    found = Move(**_same(_fields(data, kinds), repo=repo, label=label, number=number))
+    if not is_id(found.bundle):
+        raise Malformed(f"{found.bundle!r} is not a bundle id")
+    return found
+
+
+def _fields(data: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
+    document = decode_record(data)
+    for key, kind in kinds.items():
+        value = document.get(key)
+        # type(), not isinstance(): to Python, true is an integer.
+        if type(value) is not kind or (type(value) is int and value < 0):
+            raise Malformed(f"its {key!r} is missing or not of its type")
+    return {key: document[key] for key in kinds}
+
+
+def _same(fields: dict[str, Any], **expected: str | int) -> dict[str, Any]:
+    """A record that was copied to another name hashes well, and is a lie: what it says it is must be where it lies."""
+    for key, value in expected.items():
+        if fields[key] != value:
+            raise Malformed(f"it says {key} {fields[key]!r} and lies where {value!r} belongs")
+    return fields
+
+
+# --- manifests -----------------------------------------------------------------------------------------------------
+
+
+def encode_manifest(entries: Iterable[Entry]) -> bytes:
+    """Return the manifest of entries, which are ascending by the bytes of their paths."""
+    packs: dict[str, int] = {}
+    written: list[dict[str, Any]] = []
+    for entry in entries:
+        document: dict[str, Any] = {"path": encode_path(entry.path), "type": entry.type, "mtime": entry.mtime}
+        if entry.type == LINK:
+            document["target"] = encode_path(entry.target)
+        else:
+            document["mode"] = entry.mode
+        if entry.type == FILE:
+            document["size"] = entry.size
+            document["data"] = [
+                [piece.hash, piece.length, packs.setdefault(piece.pack, len(packs)), piece.offset]
+                if piece.pack
+                else [piece.hash, piece.length]
+                for piece in entry.pieces
+            ]
+        written.append(document)
+    return canonical({"version": VERSION, "packs": list(packs), "entries": written})
+
+
+def decode_manifest(data: bytes) -> tuple[Entry, ...]:
+    """Return the entries of a manifest. Malformed where a path leaves the top, or anything else is not as it must be."""
+    try:
+        document = json.loads(data)
+        packs = document["packs"]
+        if document["version"] != VERSION:
+            raise Malformed(f"its version is {document['version']!r}, not {VERSION}")
+        for pack in packs:
+            _check_hash(pack)
+        entries = tuple(_entry(each, packs) for each in document["entries"])
+    except Malformed:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise Malformed(f"it is not a manifest: {type(error).__name__} {error}") from None
+    _check_tree(entries)
+    return entries
+
+
+def _entry(document: Mapping[str, Any], packs: Sequence[str]) -> Entry:
+    kind, path, mtime = document["type"], decode_path(document["path"]), _number(document["mtime"], signed=True)
+    if kind == LINK:
+        target = decode_path(document["target"])
+        if not target or "\0" in target:
+            raise Malformed(f"the link {path!r} points nowhere")
+        return Entry(path, LINK, 0, mtime, 0, (), target)
+    mode = _number(document["mode"])
+    if mode > 0o7777:
+        raise Malformed(f"the mode of {path!r} has more than twelve bits")
+    if kind == DIRECTORY:
+        return Entry(path, DIRECTORY, mode, mtime)
+    if kind != FILE:
+        raise Malformed(f"{path!r} is of unknown type {kind!r}")
+    pieces = tuple(_piece(chunk, packs) for chunk in document["data"])
+    size = _number(document["size"])
+    if size != sum(piece.length for piece in pieces):
+        raise Malformed(f"the chunks of {path!r} do not add up to its size")
+    return Entry(path, FILE, mode, mtime, size, pieces)
+
+
+def _piece(chunk: Sequence[Any], packs: Sequence[str]) -> Piece:
+    if len(chunk) not in (2, 4) or not 0 < _number(chunk[1]) <= LARGEST_CHUNK:
+        raise Malformed(f"{chunk!r} is not a chunk")
+    _check_hash(chunk[0])
+    if len(chunk) == 2:
+        return Piece(chunk[0], chunk[1])
+    return Piece(chunk[0], chunk[1], packs[_number(chunk[2])], _number(chunk[3]))
+
+
+def _number(value: Any, *, signed: bool = False) -> int:
+    if type(value) is not int or not (-(1 << 63) if signed else 0) <= value < 1 << 63:
+        raise Malformed(f"{value!r} is not a number of 63 bits")
+    return value
+
+
+def _check_hash(value: Any) -> None:
+    # Hashes become names in the store: one of the form ../../x must not.
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        raise Malformed(f"{value!r} is not a hash")
+
+
+def _check_tree(entries: Sequence[Entry]) -> None:
+    before = b""
+    directories = {""}
+    for entry in entries:
+        path = entry.path
+        raw = path.encode("utf-8", "surrogateescape")
+        if raw <= before:
+            raise Malformed(f"{path!r} is empty, twice there or out of order")
+        parent, _, name = path.rpartition("/")
+        if name in ("", ".", "..") or "\0" in name or path == RESERVED:
+            raise Malformed(f"{path!r} is not a path below the top")
+        # Each parent passed this very check, so no part of a path is `..` and none is a link or a file.
+        if parent not in directories or path.startswith("/"):
+            raise Malformed(f"{path!r} lies in no directory of the manifest")
+        if entry.type == DIRECTORY:
+            directories.add(path)
+        before = raw

@@ -1,0 +1,303 @@
+"""Bytes by name, below one URL: what the store needs of a file system, and the two ways to have it.
+
+`LocalObjects` serves file:// with system calls: fsspec's local file system is some five times slower for a small file, cannot
+create only where nothing stands, and does not sync. `RemoteObjects` serves every other fsspec URL.
+
+Obligations of both: a name appears with all of its bytes or not at all; `create` never replaces; what was written is durable
+when `flush` has returned; every method may be called from several threads. What is absent is FileNotFoundError, whatever else
+goes wrong is Unreachable, and names the URL.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+from sidecar.errors import ConfigurationError, Unreachable
+
+_LITTER_AGE = 24 * 3600.0  # no upload keeps one temporary file open for a day
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class Objects(Protocol):
+    """A flat store of immutable bytes. Names are relative, joined with `/`."""
+
+    url: str
+    parallel: int
+    """How many chunks are worth having under way at once."""
+
+    def put(self, name: str, data: bytes | memoryview) -> bool:
+        """Have `data` under a name that its content determines; False where it was there with this size."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `data`, durably, where nothing stands; False where something does."""
+
+    def get(self, name: str) -> bytes:
+        """Return all bytes of a small file; FileNotFoundError where there is none."""
+
+    def read(self, name: str, offset: int, view: memoryview) -> int:
+        """Fill `view` from `offset` on; return how much there was. FileNotFoundError where there is none."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return the last parts of the names below `folder`, sorted; none where there is no such folder."""
+
+    def flush(self) -> None:
+        """Return when all that was put before is durable."""
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind long ago."""
+
+
+def open_objects(url: str, **options: Any) -> Objects:
+    """Return the objects below a URL or plain path; `options` go to fsspec. Nothing is read or written yet.
+
+    ConfigurationError where no file system is installed for the URL, Unreachable where its client cannot be made.
+    """
+    if "://" not in url and "::" not in url:
+        return LocalObjects(os.path.abspath(url))
+    if url.startswith("file://") and not options:
+        path = url.removeprefix("file://")
+        if not path.startswith("/"):
+            raise ConfigurationError(f"{url}: a file:// URL holds an absolute path, as in file:///srv/store")
+        return LocalObjects(path)
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, root = url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(f"{url}: {error}") from error
+    except Exception as error:
+        raise Unreachable(f"{url}: {error}") from error
+    return RemoteObjects(url, filesystem, root)
+
+
+class LocalObjects:
+    """A directory. Files are written in tmp/, synced, and linked to their names."""
+
+    parallel = 4
+
+    def __init__(self, root: str) -> None:
+        """Serve the directory `root`, an absolute path; it is made when something is written."""
+        self.url = "file://" + root
+        self._root = root
+        self._unsynced: set[str] = set()
+        self._lock = threading.Lock()
+
+    def put(self, name: str, data: bytes | memoryview) -> bool:
+        """See Objects."""
+        target = os.path.join(self._root, name)
+        with self._reaching(name):
+            try:
+                if os.stat(target).st_size == len(data):
+                    # Whoever wrote it may have died before it synced the directory.
+                    self._note(os.path.dirname(target))
+                    return False
+                # Cut short behind our back, by a file system that lost power: its name says what belongs there.
+                os.unlink(target)
+            except FileNotFoundError:
+                pass
+            self._write(target, data)
+            return True
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See Objects."""
+        with self._reaching(name):
+            created = self._write(os.path.join(self._root, name), data)
+            self.flush()
+            return created
+
+    def get(self, name: str) -> bytes:
+        """See Objects."""
+        with self._reaching(name), open(os.path.join(self._root, name), "rb") as file:
+            return file.read()
+
+    def read(self, name: str, offset: int, view: memoryview) -> int:
+        """See Objects."""
+        with self._reaching(name):
+            fd = os.open(os.path.join(self._root, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                done = 0
+                while done < len(view):
+                    count = os.preadv(fd, [view[done:]], offset + done)
+                    if not count:
+                        break
+                    done += count
+                return done
+            finally:
+                os.close(fd)
+
+    def names(self, folder: str) -> list[str]:
+        """See Objects."""
+        with self._reaching(folder):
+            try:
+                return sorted(os.listdir(os.path.join(self._root, folder)))
+            except FileNotFoundError:
+                return []
+
+    def flush(self) -> None:
+        """See Objects."""
+        with self._lock:
+            folders, self._unsynced = self._unsynced, set()
+        with self._reaching(""):
+            for folder in folders:
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left in tmp/ a day ago or earlier."""
+        folder = os.path.join(self._root, "tmp")
+        with self._reaching("tmp"), suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < time.time() - _LITTER_AGE:
+                        os.unlink(entry.path)
+
+    def _write(self, target: str, data: bytes | memoryview) -> bool:
+        temporary = os.path.join(self._root, "tmp", secrets.token_hex(8))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(temporary, flags, 0o444)
+        except FileNotFoundError:
+            self._make(os.path.dirname(temporary))
+            fd = os.open(temporary, flags, 0o444)
+        try:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                # Before the name exists: else a power cut could leave the name with other bytes behind it.
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._make(os.path.dirname(target))
+            self._note(os.path.dirname(target))
+            return self._publish(temporary, target)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _publish(self, temporary: str, target: str) -> bool:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # No hard links here (vfat, many FUSE file systems). A rename would replace, so writers take turns.
+            fd = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.path.lexists(target):
+                    return False
+                os.rename(temporary, target)
+            finally:
+                os.close(fd)
+        return True
+
+    def _make(self, folder: str) -> None:
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for each in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(each)
+            self._note(os.path.dirname(each))
+
+    def _note(self, folder: str) -> None:
+        with self._lock:
+            self._unsynced.add(folder)
+
+    @contextmanager
+    def _reaching(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unreachable(f"{self.url}: {name or 'directories'}: {error.strerror or error}") from error
+
+
+class RemoteObjects:
+    """Any fsspec file system. That a put is all or nothing, and durable, is the service's own promise."""
+
+    parallel = 8  # a request waits more than it works; each holds a chunk in memory
+
+    def __init__(self, url: str, filesystem: Any, root: str) -> None:
+        """Serve what lies below `root` of an fsspec file system."""
+        self.url = url
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+
+    def put(self, name: str, data: bytes | memoryview) -> bool:
+        """See Objects."""
+        with self._reaching(name):
+            try:
+                if self._fs.info(self._path(name))["size"] == len(data):
+                    return False
+            except FileNotFoundError:
+                pass
+            self._fs.pipe_file(self._path(name), bytes(data))
+            return True
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See Objects."""
+        with self._reaching(name):
+            try:
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def get(self, name: str) -> bytes:
+        """See Objects."""
+        with self._reaching(name):
+            return bytes(self._fs.cat_file(self._path(name)))
+
+    def read(self, name: str, offset: int, view: memoryview) -> int:
+        """See Objects."""
+        with self._reaching(name):
+            data = self._fs.cat_file(self._path(name), start=offset, end=offset + len(view))
+            view[: len(data)] = data
+            return len(data)
+
+    def names(self, folder: str) -> list[str]:
+        """See Objects."""
+        path = self._path(folder)
+        with self._reaching(folder):
+            # A listing that is remembered hides what another writer has committed since.
+            self._fs.invalidate_cache(path)
+            try:
+                found = self._fs.ls(path, detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(name for name in (each.rstrip("/").rpartition("/")[2] for each in found) if name)
+
+    def flush(self) -> None:
+        """See Objects."""
+
+    def sweep(self) -> None:
+        """Nothing is left by killed writers."""
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    @contextmanager
+    def _reaching(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every client has its own; none of them is ours to tell apart
+            raise Unreachable(f"{self.url}: {name}: {type(error).__name__}: {error}") from error
