@@ -1,17 +1,18 @@
 """A battery's side: make it ready, say so, wait until the application is over, keep what it made, say so.
 
-`protocol.battery_next` decides; this module looks, does what it was told, and looks again. `ready` and `save` of the battery run in
-a thread of their own, so that meanwhile signals are heard, deadlines kept, and the application's death noticed. One thread at a time,
-and only the main thread publishes records.
+`protocol.battery_next` decides; this module looks, does what it was told, and looks again. `ready` and `save` of the battery run
+in a thread of their own, so that meanwhile signals are heard, deadlines kept, and the application's death noticed. One thread at
+a time, and only the main thread publishes records.
 
-Order matters in two places. The record is published before the signal that says the same, and a later life says again what the record
-of an earlier one holds: a life that dies between the two has kept its promise to a shell script as well. What an earlier life left
-and is not true of this one (`ready`) is taken away before the work begins.
+Order matters in two places. The record is published before the signal that says the same, and a later life says again what the
+record of an earlier one holds: a life that dies between the two has kept its promise to a shell script as well. What an earlier
+life left and is not true of this one (`ready`) is taken away before the work begins.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 import traceback
@@ -21,7 +22,19 @@ from typing import Any
 from sidecar import batteries, errors, process
 from sidecar.coordination import protocol
 from sidecar.coordination.application import ENDING, SECOND_GRACE, Ending, entered
-from sidecar.coordination.protocol import APPLICATION, DONE, FAILED, READY, SAVING, Battery, Limits, Problem, Seen, Since
+from sidecar.coordination.protocol import (
+    APPLICATION,
+    DONE,
+    FAILED,
+    PREPARING,
+    READY,
+    SAVING,
+    Battery,
+    Limits,
+    Problem,
+    Seen,
+    Since,
+)
 from sidecar.coordination.signals import Directory, Watch, follow, new_incarnation
 from sidecar.errors import SidecarError
 from sidecar.values import replace, value
@@ -221,6 +234,8 @@ class _Host:
 
     def _worked(self, work: _Work) -> None:
         self.work = None
+        if self.me.state not in (PREPARING, SAVING):
+            return  # It was given up meanwhile, and that has been said.
         saving = self.me.state == SAVING
         if work.error is not None:
             self._fail(self._problem_of(work.error, saving))
@@ -277,8 +292,6 @@ class _Host:
             self.work.join(CLOSING)
 
     def _stay(self) -> None:
-        import select
-
         until = time.monotonic() + self.options.stay
         poll = select.poll()
         poll.register(self.signals.fd, select.POLLIN)
