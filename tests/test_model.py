@@ -1,8 +1,8 @@
 """Every interleaving of the pure protocol: one application, up to three batteries, each able to crash or restart at any step.
 
-What one participant does is cut into single operations (take the lease, publish a record, say a signal, begin the command), each a
-step of its own, and a crash may come between any two of them. A look is one step, what is decided by it comes later: so decisions are
-taken on facts that are stale by then. Whoever waits with a deadline may find it passed at any moment.
+What one participant does is cut into single operations (take the lease, publish a record, say a signal, begin the command),
+each a step of its own, and a crash may come between any two of them. A look is one step, what is decided by it comes later: so
+decisions are taken on facts that are stale by then. Whoever waits with a deadline may find it passed at any moment.
 
 Checked in every state: the command is begun at most once; the application ends in success only where every battery has saved
 after its end; whoever is up can always go on in the end, without any restart (no deadlock, nobody waits for the dead).
@@ -15,7 +15,6 @@ import pytest
 
 from sidecar.coordination import protocol
 from sidecar.coordination.protocol import (
-    APPLICATION,
     DONE,
     EXITED,
     FAILED,
