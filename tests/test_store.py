@@ -1,0 +1,575 @@
+"""What the store promises (sidecar/store/README.md), on real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.errors import ConfigurationError, Corrupt, NotSaved, SourceMissing, Unreachable
+from sidecar.store import Bundle, Stopped, Store, open_store
+from sidecar.store import upload as upload_module
+from sidecar.store.format import encode_manifest, encode_record
+from sidecar.store.tree import walk
+from sidecar.testing import check_store, read_tree
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two small files in a pack, one of two chunks, a link."""
+    top = tmp_path / "tree"
+    (top / "sub").mkdir(parents=True)
+    (top / "sub" / "one").write_bytes(b"one")
+    (top / "two").write_bytes(b"two" * 1000)
+    (top / "big").write_bytes(random.Random(1).randbytes(10 * MIB))
+    (top / "link").symlink_to("two")
+    return top
+
+
+# --- contract ------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_keeps_the_contract_of_a_store(tmp_path: Path) -> None:
+    numbers = iter(range(100))
+    check_store(lambda: open_store(f"file://{tmp_path}/{next(numbers)}"))
+
+
+def test_memory_keeps_the_contract_of_a_store() -> None:
+    check_store(lambda: open_store(f"memory://{os.urandom(8).hex()}"))
+
+
+def test_a_plain_path_is_a_store(tmp_path: Path, tree: Path) -> None:
+    bundle = open_store(str(tmp_path / "store")).save(tree, "data")
+    assert open_store(f"file://{tmp_path}/store").resolve("data") == bundle
+
+
+# --- any tree survives ---------------------------------------------------------------------------------------------
+
+NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {*b"/\0"} & {*name} and name not in (b".", b".."))
+MTIMES = st.integers(min_value=-(10**18), max_value=4 * 10**18)
+NODES: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.tuples(st.just("file"), st.binary(max_size=200), st.integers(0, 0o777), MTIMES),
+        st.tuples(st.just("link"), NAMES, MTIMES),
+    ),
+    lambda inner: st.tuples(st.just("dir"), st.dictionaries(NAMES, inner, max_size=5), st.integers(0, 0o777), MTIMES),
+    max_leaves=12,
+)
+
+
+def build(top: bytes, nodes: dict[bytes, Any]) -> None:
+    for name, node in nodes.items():
+        path = top + b"/" + name
+        if node[0] == "link":
+            os.symlink(node[1], path)
+            os.utime(path, ns=(0, node[2]), follow_symlinks=False)
+            continue
+        if node[0] == "dir":
+            os.mkdir(path)
+            build(path, node[1])
+        else:
+            Path(os.fsdecode(path)).write_bytes(node[1])
+        os.chmod(path, node[2] | 0o400 | (0o300 if node[0] == "dir" else 0))
+        os.utime(path, ns=(0, node[3]))
+
+
+@given(st.dictionaries(NAMES, NODES, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_names_modes_times_and_contents_what_is_populated_is_what_was_saved(nodes: dict[bytes, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkdir(f"{folder}/tree")
+        build(os.fsencode(f"{folder}/tree"), nodes)
+        store = open_store(f"{folder}/store")
+        bundle = store.save(f"{folder}/tree", "data")
+        store.populate(bundle, f"{folder}/back")
+        assert read_tree(f"{folder}/back") == read_tree(f"{folder}/tree")
+        assert os.listdir(f"{folder}/store/tmp") == []
+
+
+def test_a_name_with_a_newline_a_percent_sign_and_bytes_that_are_no_text_survives(store: Store, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    top.mkdir()
+    name = b"a\nb%41\xff\xc3\xa9"
+    with open(os.path.join(os.fsencode(top), name), "wb"):
+        pass
+    bundle = store.save(top, "data")
+    assert [os.fsencode(entry.path) for entry in store.manifest(bundle)] == [name]
+    store.populate(bundle, tmp_path / "back")
+    assert os.listdir(os.fsencode(tmp_path / "back")) == [name]
+
+
+def test_set_user_id_does_not_come_back(store: Store, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    top.mkdir()
+    (top / "x").write_bytes(b"#!")
+    (top / "x").chmod(0o4755)
+    bundle = store.save(top, "data")
+    assert store.manifest(bundle)[0].mode == 0o4755
+    store.populate(bundle, tmp_path / "back")
+    assert (tmp_path / "back" / "x").stat().st_mode & 0o7777 == 0o755
+
+
+# --- saving --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fifo_in_the_source_is_named_and_nothing_is_saved(store: Store, tree: Path) -> None:
+    os.mkfifo(tree / "sub" / "pipe")
+    with pytest.raises(NotSaved, match="sub/pipe"):
+        store.save(tree, "data")
+    assert store.bundles("data") == []
+
+
+def test_a_socket_is_left_out_and_counted_where_errors_are_to_be_skipped(store: Store, tree: Path, tmp_path: Path) -> None:
+    os.mkfifo(tree / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        folder = os.open(tree, os.O_RDONLY)
+        listening.bind(f"/proc/self/fd/{folder}/socket")
+        os.close(folder)
+        bundle = store.save(tree, "data", skip_errors=True)
+    assert bundle.skipped == 2
+    assert {entry.path for entry in store.manifest(bundle)} == {"big", "link", "sub", "sub/one", "two"}
+
+
+@pytest.mark.parametrize("name", ["two", "big"])
+def test_a_file_that_changes_once_while_it_is_read_is_read_again(
+    name: str, store: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_while_reading(tree / name, 1, monkeypatch)
+    bundle = store.save(tree, "data")
+    store.populate(bundle, tmp_path / "back")
+    assert read_tree(str(tmp_path / "back")) == read_tree(str(tree))
+
+
+@pytest.mark.parametrize("name", ["two", "big"])
+def test_a_file_that_keeps_changing_while_it_is_read_is_not_saved(
+    name: str, store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_while_reading(tree / name, 2, monkeypatch)
+    with pytest.raises(NotSaved, match=f"'{name}' changes while it is read"):
+        store.save(tree, "data")
+    assert store.bundles("data") == []
+
+
+def change_while_reading(path: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Append to `path` after each of the first `times` reads of its beginning."""
+    inode, left, fill = path.stat().st_ino, [times], upload_module._fill
+
+    def changing(fd: int, offset: int, view: memoryview) -> bool:
+        whole = fill(fd, offset, view)
+        if left[0] and offset == 0 and os.fstat(fd).st_ino == inode:
+            left[0] -= 1
+            with path.open("ab") as file:
+                file.write(b"more")
+        return whole
+
+    monkeypatch.setattr(upload_module, "_fill", changing)
+
+
+def test_a_directory_that_is_swapped_for_a_link_while_it_is_saved_is_not_followed(
+    store: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "one").write_bytes(b"hidden")
+
+    def swapping(*arguments: Any) -> Any:
+        found = walk(*arguments)
+        shutil.rmtree(tree / "sub")
+        (tree / "sub").symlink_to(secret)
+        arguments[0].close()
+        arguments[0].__init__(str(tree))  # as if no descriptor had been open
+        return found
+
+    monkeypatch.setattr(upload_module, "walk", swapping)
+    with pytest.raises(NotSaved, match="sub/one"):
+        store.save(tree, "data")
+
+
+def test_a_directory_that_does_not_exist_is_not_saved(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(NotSaved, match="nowhere"):
+        store.save(tmp_path / "nowhere", "data")
+
+
+def test_two_who_save_to_one_label_at_once_make_two_bundles_and_two_moves(store: Store, tmp_path: Path) -> None:
+    children = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "file").write_text(str(number))
+        children.append(child(partial(store.save, tmp_path / str(number), "data", label="main")))
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+    moves = [move.bundle for move in store.label_history("data", "main")]
+    assert sorted(moves) == [bundle.id for bundle in store.bundles("data")]
+    assert len(moves) == 2
+
+
+def child(work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def test_an_upload_that_is_killed_anywhere_is_not_visible_and_the_next_one_stores_only_the_rest(
+    tmp_path: Path, tree: Path
+) -> None:
+    for number in range(30):
+        (tree / f"more-{number}").write_bytes(random.Random(number).randbytes(100_000))
+    steps = count_steps(tmp_path / "counted", tree)
+    before = read_tree(str(tree))
+    for step in random.Random(20).choices(range(steps), k=20):
+        where = tmp_path / f"killed-{step}"
+        shutil.rmtree(where, ignore_errors=True)
+        pid = child(partial(save_and_die, where, tree, step))
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+        store = open_store(str(where))
+        try:
+            visible = store.bundles("data")
+        except SourceMissing:
+            visible = []
+        for bundle in visible:
+            store.verify(bundle)
+        there = sum(path.stat().st_size for path in where.glob("objects/*/*"))
+        bundle = store.save(tree, "data", label="main", reuse=True)
+        if visible:
+            assert bundle == visible[0], "a bundle that was complete is not made twice"
+        else:
+            assert bundle.stored == bundle.bytes - there, "what was there is not stored again"
+        store.populate(bundle, where / "back")
+        assert read_tree(str(where / "back")) == before
+
+
+STEPS = ("open", "write", "fsync", "link", "unlink", "mkdir")
+
+
+def save_and_die(where: Path, tree: Path, step: int) -> int:
+    """Save, and die by SIGKILL before the system call number `step`; return how many there were."""
+    done = [0]
+
+    def counted(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        if done[0] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done[0] += 1
+        return call(*arguments, **named)
+
+    for name in STEPS:
+        setattr(os, name, partial(counted, getattr(os, name)))
+    open_store(str(where)).save(tree, "data", label="main")
+    return done[0]
+
+
+def count_steps(where: Path, tree: Path) -> int:
+    reading, writing = os.pipe()
+    pid = child(lambda: os.write(writing, str(save_and_die(where, tree, -1)).encode()))
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(writing)
+    with open(reading) as pipe:
+        return int(pipe.read())
+
+
+def test_saving_ends_when_it_is_told_to(store: Store, tree: Path) -> None:
+    asked = iter([False] * 5)
+    with pytest.raises(Stopped):
+        store.save(tree, "data", cancelled=lambda: next(asked, True))
+    assert store.bundles("data") == []
+
+
+def test_progress_ends_with_all_bytes_done(store: Store, tree: Path, tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    bundle = store.save(tree, "data", progress=lambda *what: said.append(what))
+    assert said[-1] == ("saving to data", bundle.bytes, bundle.bytes)
+    store.populate(bundle, tmp_path / "back", lambda *what: said.append(what))
+    assert said[-1] == ("populating from data", bundle.bytes, bundle.bytes)
+    assert len(said) < 50
+
+
+def test_a_second_bundle_of_the_same_content_stores_nothing(store: Store, tree: Path, tmp_path: Path) -> None:
+    first = store.save(tree, "data")
+    shutil.copytree(tree, tmp_path / "copy", symlinks=True)
+    (tmp_path / "copy" / "two").rename(tmp_path / "copy" / "three")
+    second = store.save(tmp_path / "copy", "data")
+    assert (first.stored, second.stored) == (first.bytes, 0)
+
+
+def test_a_damaged_parent_does_not_keep_a_new_bundle_from_being_saved(store: Store, tree: Path, tmp_path: Path) -> None:
+    store.save(tree, "data")
+    for path in (tmp_path / "store" / "manifests").glob("*/*"):
+        path.unlink()
+    bundle = store.save(tree, "data", message="after")
+    store.verify(bundle)
+
+
+def test_a_child_sorts_after_its_parent_even_where_the_clock_goes_back(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store.save(tree, "data")
+    monkeypatch.setattr("sidecar.store.bundles._now", lambda: 1_000_000)
+    second = store.save(tree, "data")
+    assert second.id > first.id
+    assert store.resolve("data") == second
+
+
+# --- populating ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_already_is_left_alone_and_what_differs_is_put_right(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    back = tmp_path / "back"
+    store.populate(bundle, back)
+    inodes = {path: path.lstat().st_ino for path in back.rglob("*")}
+    (back / "two").write_bytes(b"changed")
+    (back / "extra").write_bytes(b"mine")
+    store.populate(bundle, back)
+    rewritten = {path.name for path, inode in inodes.items() if path.lstat().st_ino != inode}
+    assert rewritten == {"two"}
+    assert (back / "two").read_bytes() == b"two" * 1000
+    assert (back / "extra").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("planted", ["sub", "two"])
+def test_a_link_planted_in_the_destination_is_refused(planted: str, store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / planted).symlink_to(victim)
+    with pytest.raises(Unreachable, match=f"{planted}' is a link where the bundle has a"):
+        store.populate(bundle, tmp_path / "back")
+    assert list(victim.iterdir()) == []
+
+
+def test_a_directory_is_not_replaced_by_a_file(store: Store, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "back" / "two").mkdir(parents=True)
+    with pytest.raises(Unreachable, match="is a directory where the bundle has a file"):
+        store.populate(store.save(tree, "data"), tmp_path / "back")
+
+
+def test_a_populating_that_was_killed_leaves_nothing_half_there_and_is_taken_up(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    back = tmp_path / "back"
+
+    def die_at_the_third_write() -> None:
+        left, write = [3], os.pwrite
+
+        def dying(*arguments: Any) -> int:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(*arguments)
+
+        os.pwrite = dying
+        store.populate(bundle, back)
+
+    assert os.WTERMSIG(os.waitpid(child(die_at_the_third_write), 0)[1]) == signal.SIGKILL
+    whole = read_tree(str(tree))
+    for path, said in read_tree(str(back)).items():
+        if said[0] == "file" and not path.startswith(".sidecar-populating"):
+            assert said == whole[path]
+    store.populate(bundle, back)
+    assert read_tree(str(back)) == whole
+
+
+def test_two_who_populate_one_directory_at_once_both_succeed(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    threads = [threading.Thread(target=store.populate, args=(bundle, tmp_path / "back")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_tree(str(tmp_path / "back")) == read_tree(str(tree))
+
+
+def forge(where: Path, bundle: Bundle, manifest: bytes) -> Bundle:
+    """Put a bundle of the manifest given beside `bundle`; every hash is right."""
+    name = blake3(manifest).hexdigest()
+    path = where / "manifests" / name[:2] / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(zlib.compress(manifest))
+    record = bundle.as_json() | {"id": "7" + bundle.id[1:], "manifest": name, "manifest_bytes": len(manifest)}
+    (where / "repos" / "data" / "bundles" / str(record["id"])).write_bytes(encode_record(record))
+    return open_store(str(where)).resolve("data")
+
+
+@pytest.mark.parametrize("path", ["../out", "/out", "a/../../out", "%2E%2E/out", ".", "", "a//b", "link/out", "no/parent"])
+def test_a_path_that_leaves_the_destination_is_refused(path: str, store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    entries = [
+        {"mode": 493, "mtime": 0, "path": "..", "type": "directory"},
+        {"mtime": 0, "path": "link", "target": str(tmp_path), "type": "link"},
+        {"data": [], "mode": 420, "mtime": 0, "path": path, "size": 0, "type": "file"},
+    ]
+    for some in (entries[1:], entries, entries[2:], [entries[0], entries[2]]):
+        some.sort(key=lambda entry: str(entry["path"]))
+        forged = forge(tmp_path / "store", bundle, json.dumps({"entries": some, "packs": [], "version": 1}).encode())
+        with pytest.raises(Corrupt):
+            store.populate(forged, tmp_path / "back")
+        assert not (tmp_path / "out").exists()
+        os.unlink(tmp_path / "store" / "repos" / "data" / "bundles" / forged.id)
+
+
+def test_populating_ends_when_it_is_told_to(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    asked = iter([False] * 3)
+    with pytest.raises(Stopped):
+        store.populate(bundle, tmp_path / "back", cancelled=lambda: next(asked, True))
+    assert not (tmp_path / "back" / ".sidecar-populating").exists()
+
+
+# --- what was written is what is read ------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: int) -> None:
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def objects_of(store: Store, bundle: Bundle, file: str) -> list[str]:
+    return [piece.object for entry in store.manifest(bundle) if entry.path == file for piece in entry.pieces]
+
+
+@pytest.mark.parametrize("file", ["two", "big"])
+def test_one_flipped_bit_in_a_pack_or_a_chunk_is_told_with_its_file_and_object(
+    file: str, store: Store, tree: Path, tmp_path: Path
+) -> None:
+    bundle = store.save(tree, "data")
+    object_ = objects_of(store, bundle, file)[0]
+    path = tmp_path / "store" / "objects" / object_[:2] / object_
+    flip(path, path.stat().st_size - 1)
+    for read in (lambda: store.populate(bundle, tmp_path / "back"), lambda: store.verify(bundle)):
+        with pytest.raises(Corrupt) as caught:
+            read()
+        for said in (repr("data"), bundle.id, repr(file), f"objects/{object_[:2]}/{object_}"):
+            assert said in str(caught.value)
+    assert caught.value.status == 65
+    assert not (tmp_path / "back" / file).exists()
+
+
+@pytest.mark.parametrize("file", ["two", "big"])
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_an_object_that_is_missing_or_cut_short_is_told_with_its_file(
+    damage: str, file: str, store: Store, tree: Path, tmp_path: Path
+) -> None:
+    bundle = store.save(tree, "data")
+    object_ = objects_of(store, bundle, file)[-1]
+    path = tmp_path / "store" / "objects" / object_[:2] / object_
+    if damage == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, 1)
+    for read in (lambda: store.populate(bundle, tmp_path / "back"), lambda: store.verify(bundle)):
+        with pytest.raises(Corrupt, match=object_) as caught:
+            read()
+        # A pack is blamed with the first of the files that need it.
+        assert "file 'sub/one'" in str(caught.value) or f"file {file!r}" in str(caught.value)
+
+
+def test_an_object_that_was_cut_short_is_written_again_by_the_next_who_needs_it(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    for file in ("two", "big"):
+        object_ = objects_of(store, bundle, file)[0]
+        os.truncate(tmp_path / "store" / "objects" / object_[:2] / object_, 1)
+    store.save(tree, "other")
+    store.verify(bundle)
+
+
+@pytest.mark.parametrize("kind", ["manifests/*/*", "repos/*/bundles/*", "repos/*/labels/*/*", "repos/*/repo", "format"])
+def test_one_flipped_bit_in_a_manifest_or_record_is_told_with_its_repository_and_name(
+    kind: str, store: Store, tree: Path, tmp_path: Path
+) -> None:
+    bundle = store.save(tree, "data", label="main")
+    (path,) = (tmp_path / "store").glob(kind)
+    flip(path, path.stat().st_size // 2)
+    store = open_store(store.url)
+    with pytest.raises(Corrupt) as caught:
+        store.populate(store.resolve("data", label="main"), tmp_path / "back")
+    said = str(caught.value)
+    assert str(path.relative_to(tmp_path / "store")) in said
+    if kind != "format":
+        assert "data" in said
+    if "bundles" in kind or "manifests" in kind:
+        assert bundle.id in said
+
+
+def test_a_record_that_was_moved_to_another_name_is_a_lie(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    other = "7" + bundle.id[1:]
+    shutil.copy(tmp_path / f"store/repos/data/bundles/{bundle.id}", tmp_path / f"store/repos/data/bundles/{other}")
+    with pytest.raises(Corrupt, match=other):
+        store.resolve("data")
+
+
+def test_a_manifest_that_inflates_without_end_is_refused(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    forged = forge(tmp_path / "store", bundle, encode_manifest(()) + b" " * MIB)
+    path = tmp_path / "store" / "manifests" / forged.manifest[:2] / forged.manifest
+    path.write_bytes(zlib.compress(b" " * 100 * MIB))
+    with pytest.raises(Corrupt, match=forged.manifest):
+        store.manifest(forged)
+
+
+# --- what cannot be reached ----------------------------------------------------------------------------------------
+
+
+def test_a_store_that_cannot_be_read_is_unreachable(tmp_path: Path, tree: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    store = open_store(f"file://{tmp_path}/file")
+    with pytest.raises(Unreachable, match="file"):
+        store.save(tree, "data")
+    with pytest.raises(Unreachable):
+        store.resolve("data")
+
+
+def test_a_store_of_a_later_version_is_not_touched(store: Store, tree: Path, tmp_path: Path) -> None:
+    store.create_repo("data")
+    (tmp_path / "store" / "format").chmod(0o644)
+    (tmp_path / "store" / "format").write_bytes(encode_record({"format": "sidecar-store", "version": 2}))
+    with pytest.raises(ConfigurationError, match="version 2"):
+        open_store(store.url).save(tree, "data")
+
+
+def test_a_url_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="nosuch"):
+        open_store("nosuch://x")
+    with pytest.raises(ConfigurationError, match="absolute"):
+        open_store("file://relative/path")
+
+
+def test_a_repository_is_created_twice_only_where_that_is_allowed(store: Store) -> None:
+    assert store.create_repo("data", "one") == store.create_repo("data", "two")
+    with pytest.raises(ConfigurationError, match="data"):
+        store.create_repo("data", exist_ok=False)
+
+
+def test_an_id_and_a_label_that_contradict_each_other_are_refused(store: Store, tree: Path) -> None:
+    first, second = store.save(tree, "data", label="main"), store.save(tree, "data", label="main")
+    assert store.resolve("data", label="main", bundle=second.id) == second
+    with pytest.raises(ConfigurationError, match="main"):
+        store.resolve("data", label="main", bundle=first.id)
