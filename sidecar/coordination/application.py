@@ -115,7 +115,14 @@ class _Application:
     def _be_born(self) -> None:
         previous = self.directory.record(APPLICATION)
         now = time.monotonic()
-        self.me = protocol.application_born(previous, new_incarnation(), self.options.save)
+        self.me = replace(
+            protocol.application_born(previous, new_incarnation(), self.options.save),
+            born=time.time(),
+            limits=self.options.limits,
+            peers=tuple((b.name, b.kind) for b in self.batteries),
+            # Not its arguments: they may hold what is nobody else's business.
+            payload={"command": os.path.basename(self.command[0])},
+        )
         self.since = Since(born=now, phase=now)
         if previous is None:
             # Nobody can have been asked to save what has not run: left by an earlier use of the directory.

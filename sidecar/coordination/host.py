@@ -131,7 +131,12 @@ class _Host:
     def _be_born(self) -> None:
         b, now = self.battery, time.monotonic()
         previous = self.directory.record(b.name)
-        self.me = protocol.battery_born(previous, b.name, b.kind, new_incarnation(), self.options.save)
+        self.me = replace(
+            protocol.battery_born(previous, b.name, b.kind, new_incarnation(), self.options.save),
+            born=time.time(),
+            limits=self.options.limits,
+            peers=((APPLICATION, APPLICATION),),
+        )
         self.since = Since(born=now, phase=now)
         if self.me.state == DONE:
             self.tell(f"{b.name} was done in an earlier life")

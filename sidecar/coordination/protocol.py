@@ -136,11 +136,24 @@ class Problem:
 
 
 @value
+class Limits:
+    """How long each thing may take, in seconds; `grace` is what is left after SIGTERM."""
+
+    appear: float = 600.0
+    ready: float = FOREVER
+    run: float = FOREVER
+    save: float = FOREVER
+    rejoin: float = 0.0
+    grace: float = 25.0
+
+
+@value
 class Record:
     """What one participant has published of itself.
 
     `times` holds, for each state it has been in, when it entered it (seconds since the epoch). `save` is the policy it goes
     by ("" for a battery that follows the application's). `saved` tells, of a battery that is done, whether it kept anything.
+    `born`, `limits` and `peers` (name and kind of whom it waits for) let others say what it waits for, since and until when.
     """
 
     name: str
@@ -155,6 +168,9 @@ class Record:
     saved: bool = False
     times: tuple[tuple[str, float], ...] = ()
     payload: Mapping[str, Any] | None = None
+    born: float = 0.0
+    limits: Limits = Limits()
+    peers: tuple[tuple[str, str], ...] = ()
 
     @property
     def last(self) -> float:
@@ -193,18 +209,6 @@ def battery_born(previous: Record | None, name: str, kind: str, incarnation: str
         return Record(name, kind, incarnation, state=PREPARING, save=save)
     state = DONE if previous.state == DONE else PREPARING
     return replace(previous, incarnation=incarnation, life=previous.life + 1, state=state, save=save, error=None)
-
-
-@value
-class Limits:
-    """How long each thing may take, in seconds; `grace` is what is left after SIGTERM."""
-
-    appear: float = 600.0
-    ready: float = FOREVER
-    run: float = FOREVER
-    save: float = FOREVER
-    rejoin: float = 0.0
-    grace: float = 25.0
 
 
 @value

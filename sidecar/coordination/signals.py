@@ -32,7 +32,7 @@ import time
 
 from sidecar import linux
 from sidecar.coordination.notation import decode, encode
-from sidecar.coordination.protocol import APPLICATION, Battery, Exit, Problem, Record, Seen
+from sidecar.coordination.protocol import APPLICATION, FOREVER, Battery, Exit, Limits, Problem, Record, Seen
 from sidecar.errors import ConfigurationError, Unreachable
 
 TYPE_CHECKING = False
@@ -517,6 +517,9 @@ def record_to_json(record: Record) -> dict[str, Any]:
         "saved": record.saved,
         "times": [list(entry) for entry in record.times],
         "payload": dict(record.payload or {}),
+        "born": record.born,
+        "limits": {n: None if (t := getattr(record.limits, n)) == FOREVER else t for n in Limits.__match_args__},
+        "peers": [list(entry) for entry in record.peers],
     }
 
 
@@ -536,4 +539,7 @@ def record_from_json(thing: Any) -> Record:
         saved=thing["saved"] is True,
         times=tuple((str(state), float(when)) for state, when in thing["times"]),
         payload=dict(thing["payload"]),
+        born=float(thing["born"]),
+        limits=Limits(**{n: FOREVER if t is None else float(t) for n, t in thing["limits"].items()}),
+        peers=tuple((str(name), str(kind)) for name, kind in thing["peers"]),
     )
