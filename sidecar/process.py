@@ -113,8 +113,8 @@ def adopt_orphans() -> None:
             pass  # Refused by some emulators: then orphans go to whoever is the init there.
 
 
-def reap(child: Child | None) -> None:
-    """Reap every child that has ended; remember how `child` did."""
+def reap(*children: Child | None) -> None:
+    """Reap every child that has ended; remember how `children` did."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -122,16 +122,22 @@ def reap(child: Child | None) -> None:
             return
         if pid == 0:
             return
-        if child is not None and pid == child.pid:
-            child.ended = True
-            if os.WIFSIGNALED(status):
-                child.signal = os.WTERMSIG(status)
-            else:
-                child.code = os.WEXITSTATUS(status)
+        for child in children:
+            if child is not None and pid == child.pid and not child.ended:
+                child.ended = True
+                _take_terminal_back(pid)
+                if os.WIFSIGNALED(status):
+                    child.signal = os.WTERMSIG(status)
+                else:
+                    child.code = os.WEXITSTATUS(status)
 
 
-def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
-    """Begin `command` and return it; raises NotStarted. The caller's SignalQueue forwards to it and reaps it."""
+def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None, *, output: int = -1) -> Child:
+    """Begin `command` and return it; raises NotStarted. The caller's SignalQueue forwards to it and reaps it.
+
+    With `output`, a descriptor, it runs in the background: its stdout and stderr go there, stdin is empty, and the terminal stays
+    where it is.
+    """
     problem, tell = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
     mask = _signals.pthread_sigmask(_signals.SIG_BLOCK, _signals.valid_signals())
@@ -139,7 +145,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) 
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            _become(command, environment, mask, parent, tell)
+            _become(command, environment, mask, parent, tell, output)
         try:
             # Here too, so that a signal forwarded right away finds the group; whoever comes first, the other is told EACCES.
             os.setpgid(pid, pid)
@@ -161,18 +167,17 @@ def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) 
     raise NotStarted(NOT_EXECUTABLE, f"{command[0]}: cannot be executed: {os.strerror(number)}")
 
 
-def _become(command: Sequence[str], environment: Mapping[str, str] | None, mask: set[Any], parent: int, tell: int) -> None:
+def _become(
+    command: Sequence[str], environment: Mapping[str, str] | None, mask: set[Any], parent: int, tell: int, output: int
+) -> None:
     """In the child: become `command`. Never returns."""
     try:
         os.setpgid(0, 0)
         _signals.signal(SIGTTOU, _signals.SIG_IGN)
-        for fd in (0, 1, 2):
-            try:
-                if os.isatty(fd):
-                    os.tcsetpgrp(fd, os.getpid())
-                    break
-            except OSError:
-                pass
+        if output >= 0:
+            _go_to_background(output)
+        else:
+            _give_terminal(os.getpid())
         for number in (*CAUGHT, SIGPIPE, SIGXFSZ, SIGTTOU):
             if number in (SIGPIPE, SIGXFSZ, SIGTTOU) or _signals.getsignal(number) != _signals.SIG_IGN:
                 _signals.signal(number, _signals.SIG_DFL)
@@ -188,6 +193,31 @@ def _become(command: Sequence[str], environment: Mapping[str, str] | None, mask:
         os.write(tell, str(error.errno).encode())
     finally:
         os._exit(NOT_EXECUTABLE)
+
+
+def _give_terminal(group: int, taken_from: int = 0) -> None:
+    """Have the terminal, if there is one, send its signals to `group`; only where they went to `taken_from`, if that is given."""
+    for fd in (0, 1, 2):
+        try:
+            if os.isatty(fd):
+                if taken_from in (0, os.tcgetpgrp(fd)):
+                    os.tcsetpgrp(fd, group)
+                return
+        except OSError:
+            pass
+
+
+def _take_terminal_back(ended: int) -> None:
+    """Ctrl-C would go nowhere, had the ended child's group kept the terminal while its output is saved."""
+    was = _signals.pthread_sigmask(_signals.SIG_BLOCK, [SIGTTOU])
+    _give_terminal(os.getpgrp(), ended)
+    _signals.pthread_sigmask(_signals.SIG_SETMASK, was)
+
+
+def _go_to_background(output: int) -> None:
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    for fd, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(fd, target)
 
 
 def _execute(command: Sequence[str], environment: Mapping[str, str]) -> None:

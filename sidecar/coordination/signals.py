@@ -324,6 +324,54 @@ class Directory:
             found.update(f.removesuffix(ending) for f in files if f.endswith(ending) and not f.startswith("."))
         return sorted(found)
 
+    def databases(self) -> list[str]:
+        """Return the names of the databases of which something was said."""
+        said = ("dbstarted", "initdbupload", "dbuploaddone")
+        try:
+            folders = [f for f in os.listdir(self.fd) if not f.startswith(".")]
+        except OSError:
+            return []
+        return sorted(folder for folder in folders if any(self.said(f"{folder}/{name}") for name in said))
+
+    def progress(self, name: str) -> Mapping[str, Any] | None:
+        """Return what participant `name` last published of how far it is: time, what, done and total in bytes."""
+        data = self.read(f"{HOUSE}/progress/{name}.json")
+        try:
+            thing = decode(data or b"")
+            return {
+                "time": float(thing["time"]),
+                "what": str(thing["what"]),
+                "done": int(thing["done"]),
+                "total": int(thing["total"]),
+            }
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the last events of the log, oldest first: time, by, state and what, each of the type that `tell` gives it."""
+        found = []
+        for line in self._tail(f"{HOUSE}/events.jsonl", LONGEST).split(b"\n"):
+            try:
+                thing = decode(line)
+                found.append({"time": float(thing["time"]), **{k: str(thing[k]) for k in ("by", "state", "what")}})
+            except (ValueError, TypeError, KeyError):
+                continue  # torn by a full disk, or cut off in front
+        return sorted(found, key=lambda event: event["time"])
+
+    def _tail(self, path: str, size: int) -> bytes:
+        try:
+            folder, name = self._at(path)
+            fd = os.open(name, _READ, dir_fd=folder)
+        except OSError:
+            return b""
+        try:
+            about = os.fstat(fd)
+            return os.pread(fd, size, max(0, about.st_size - size)) if stat.S_ISREG(about.st_mode) else b""
+        except OSError:
+            return b""
+        finally:
+            os.close(fd)
+
     # --- leases
 
     def lease(self, name: str) -> int:

@@ -1,0 +1,89 @@
+"""One pod made of local processes: batteries and the application's wrapper, each a process, around one directory.
+
+They are the very programs that containers run, and nothing here takes part in their coordination: this module starts them,
+passes signals on, reaps them, and calls back whenever something was said. Whoever dies, the others hear it from the directory;
+should this process be killed, the kernel takes all of them along.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from sidecar import process
+from sidecar.coordination.application import ENDING
+from sidecar.coordination.signals import Directory, Watch, follow
+
+# How often `looked` is called at least, in seconds: a live view counts seconds.
+TICK = 0.25
+
+
+def run(
+    directory: Directory,
+    batteries: Mapping[str, Sequence[str]],
+    application: Sequence[str],
+    logs: str,
+    signals: process.SignalQueue,
+    looked: Callable[[], None],
+) -> int:
+    """Run the application's wrapper and the batteries, by name, until all have ended; return the wrapper's exit status.
+
+    What a battery prints goes to `<logs>/<name>.log`. `looked` is called whenever something was said, and every TICK seconds.
+    Raises process.NotStarted where one of them cannot be begun; the others are ended then.
+    """
+    directory.make(())
+    children: list[process.Child] = []
+    process.adopt_orphans()
+    try:
+        for name, command in batteries.items():
+            children.append(_start_battery(command, os.path.join(logs, f"{name}.log")))
+        wrapper = process.spawn(application)
+        children.append(wrapper)
+        _follow(directory, children, signals, looked)
+    finally:
+        _end(children, signals)
+    return 128 + wrapper.signal if wrapper.signal else wrapper.code
+
+
+def _start_battery(command: Sequence[str], log: str) -> process.Child:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return process.spawn(command, output=output)
+    finally:
+        os.close(output)
+
+
+def _follow(
+    directory: Directory, children: Sequence[process.Child], signals: process.SignalQueue, looked: Callable[[], None]
+) -> None:
+    begun = False
+
+    def step(watch: Watch) -> float | None:
+        nonlocal begun
+        if not begun:
+            watch.add(signals.fd)
+            begun = True
+        for number in signals.drain():
+            if number in ENDING:
+                for child in children:
+                    child.send(number)
+        process.reap(*children)
+        looked()
+        return None if all(child.ended for child in children) else TICK
+
+    follow(directory, (), step)
+
+
+def _end(children: Sequence[process.Child], signals: process.SignalQueue) -> None:
+    """End what still runs because starting another, or following them, failed."""
+    for child in children:
+        child.send(process.SIGTERM)
+    until = time.monotonic() + 5.0
+    while any(not child.ended for child in children):
+        process.reap(*children)
+        if time.monotonic() > until:
+            for child in children:
+                child.send(process.SIGKILL)
+        time.sleep(0.01)
+    signals.drain()
