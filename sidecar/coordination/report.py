@@ -81,7 +81,14 @@ class Report:
 
     @property
     def over(self) -> bool:
-        return bool(self.participants) and all(p.standing in (*_ENDED, DIED) for p in self.participants)
+        ended = (*_ENDED, DIED)
+        if any(p.name == APPLICATION and p.standing in ended for p in self.participants):
+            ended = (*ended, SCRIPT, EXPECTED)  # nobody would hear them any more
+        return bool(self.participants) and all(p.standing in ended for p in self.participants)
+
+    def participant(self, name: str) -> Participant | None:
+        """Return the participant called `name`, None where nothing is known of it."""
+        return next((p for p in self.participants if p.name == name), None)
 
     def as_json(self) -> dict[str, Any]:
         """Return what `sidecar status --json` prints."""
@@ -281,13 +288,13 @@ def _waiting(p: Participant, report: Report) -> str:
     others = {q.name: q for q in report.participants}
     said = []
     for w in p.waits:
-        limit = "" if w.until == FOREVER else f", at most {duration(max(0.0, w.until - report.now))} more"
+        limit = "" if w.until == FOREVER else f" and at most {duration(max(0.0, w.until - report.now))} more"
         if w.name == p.name:
-            said.append(f"{w.what}, since {duration(report.now - w.since)}{limit}")
+            said.append(f"{w.what} for {duration(max(0.0, report.now - w.since))}{limit}")
             continue
         other = others.get(w.name)
         sign = f"; its last sign of life was {duration(report.now - other.last)} ago" if other and other.last else ""
-        said.append(f"waits for {w.name} {w.what}, since {duration(report.now - w.since)}{limit}{sign}")
+        said.append(f"waits for {w.name} {w.what}, for {duration(max(0.0, report.now - w.since))}{limit}{sign}")
     return "; ".join(said)
 
 

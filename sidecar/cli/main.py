@@ -1,0 +1,62 @@
+"""`sidecar`: the commands, each imported only when it is named, so that starting one does not pay for all."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NoReturn
+
+import click
+
+from sidecar import __version__
+from sidecar.cli.entry import enter
+
+# By name: where the command is, and what it does in a few words (asking the command itself would import it).
+COMMANDS = {
+    "run": ("sidecar.cli.run:run", "Run a command with its inputs before and its outputs saved after, on this machine."),
+    "status": ("sidecar.cli.status:status", "Explain a running or finished pod from its coordination directory."),
+    "bundle": ("sidecar.cli.bundle:bundle", "Keep, fetch and look at bundles of files."),
+    "repo": ("sidecar.cli.bundle:repo", "Make and list repositories of bundles."),
+    "label": ("sidecar.cli.bundle:label", "Move and list the labels of bundles."),
+    "parameters": ("sidecar.cli.parameters:parameters", "Turn parameter files into exports for a shell."),
+    "completion": ("sidecar.cli.completion:completion", "Print the completion script of a shell."),
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, said) for name, (_, said) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example:  sidecar run --source weather@latest:in --dest out:results -- python3 analyse.py in out",
+)
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Get an application its input before it starts, run it, and see its output safe before it ends.
+
+    The two commands that stand in containers are wrap_application and wrap_datamon.
+    """
+
+
+def main() -> NoReturn:
+    """The command `sidecar`."""
+    enter(cli, "sidecar")
+
+
+if __name__ == "__main__":
+    main()

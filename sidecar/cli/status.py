@@ -1,0 +1,140 @@
+"""`sidecar status`: what a coordination directory tells. Read only, so it can be run at any time and by anyone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from sidecar.cli.entry import printable
+from sidecar.coordination.report import Participant, Report, duration, explanation, look
+from sidecar.coordination.signals import Directory
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
+# How often the view is drawn anew although nothing was said, in seconds: waits are counted in it.
+REDRAW = 1.0
+PLAIN_WIDTH = 160  # columns, where there is no terminal
+COLOURS = {"failed": "red", "died": "red", "done": "green", "running": "cyan", "expected": "yellow"}
+
+
+@click.command(
+    epilog="""\b
+Exit status: 0; 74 the directory cannot be read.
+Example:  sidecar status /tmp/coord --watch""",
+)
+@click.argument("directory", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, for programs.")
+@click.option("--watch", is_flag=True, help="Show it anew whenever something is said, until all is over.")
+@click.option("--events", is_flag=True, help="Also print the log of what was said.")
+def status(directory: str, as_json: bool, watch: bool, events: bool) -> None:
+    """Explain a running or finished pod from the files in DIRECTORY alone.
+
+    For each participant: its state, whom it waits for and since when, its last sign of life, how long each phase took.
+    """
+    with Directory(directory) as opened:
+        if watch:
+            _watch(opened, as_json)
+            return
+        report = look(opened)
+    if as_json:
+        click.echo(json.dumps(report.as_json()))
+        return
+    print_report(report, events=events)
+
+
+def print_report(report: Report, *, events: bool = False) -> None:
+    """Print a report for people on stdout."""
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(drawn(report))
+    if events:
+        for event in report.events:
+            click.echo(f"{clock(event['time'])}  {printable(event['by']):<16} {printable(event['what'])}")
+
+
+def drawn(report: Report) -> Group:
+    """Return a report as rich draws it: a line for each participant, then how long each phase took."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    if not report.participants:
+        return Group(Text(f"nobody has said anything in {printable(report.directory)}"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("PARTICIPANT", "STATE", "SINCE", "WHAT"):
+        table.add_column(title, no_wrap=title != "WHAT", overflow="fold")
+    for p in report.participants:
+        life = f" (life {p.record.life})" if p.record and p.record.life > 1 else ""
+        state = Text(p.standing, style=COLOURS.get(p.standing, ""))
+        table.add_row(Text(printable(p.name) + life), state, _since(p, report), Text(printable(explanation(p, report))))
+    return Group(table, *(_phases(p) for p in report.participants if p.phases))
+
+
+def _since(p: Participant, report: Report) -> str:
+    return duration(max(0.0, report.now - p.phases[-1].since)) if p.phases else ""
+
+
+def _phases(p: Participant) -> Text:
+    from rich.text import Text
+
+    said = " → ".join(f"{x.state} {duration(x.seconds)}" if x.seconds else x.state for x in p.phases)
+    return Text(f"  {printable(p.name)}: from {clock(p.phases[0].since)}: {printable(said)}", style="dim")
+
+
+def clock(seconds: float) -> str:
+    """Return the local time of day of a moment, with milliseconds."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
+def _watch(directory: Directory, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from watchdog.events import FileSystemEvent, FileSystemEventHandler
+    from watchdog.observers import Observer
+
+    said = threading.Event()
+
+    class Handler(FileSystemEventHandler):
+        def on_any_event(self, event: FileSystemEvent) -> None:
+            if event.event_type not in ("opened", "closed_no_write"):  # our own reading, or we would wake ourselves for ever
+                said.set()
+
+    observer = Observer()
+    observer.schedule(Handler(), directory.path, recursive=True)
+    # Where inotify is not to be had, the redraws alone must do.
+    with suppress(OSError):
+        observer.start()
+    console = Console(highlight=False)
+    plain = as_json or not console.is_terminal
+    live = Live(console=console, auto_refresh=False)
+    last = ""
+    try:
+        with suppress(KeyboardInterrupt):
+            if not plain:
+                live.start()
+            while True:
+                said.clear()
+                report = look(directory)
+                if as_json:
+                    click.echo(json.dumps(report.as_json()))
+                elif not plain:
+                    live.update(drawn(report), refresh=True)
+                elif (line := "; ".join(f"{p.name} {p.standing}" for p in report.participants)) != last:
+                    click.echo(f"{clock(report.now)}  {printable(line)}")
+                    last = line
+                if report.over or not directory.exists():
+                    return
+                said.wait(REDRAW)
+    finally:
+        live.stop()
+        if observer.is_alive():
+            observer.stop()
+            observer.join()
