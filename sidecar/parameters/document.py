@@ -1,0 +1,142 @@
+"""A YAML document as sections, each value with its file and line.
+
+Values are read as they are written, whatever YAML would make of them: the label `1.10` stays `1.10`, the message `on` stays
+`on`. `null`, `~` and nothing are "not given". Only the nodes are composed, nothing is constructed and nothing is expanded, so a
+document costs what its text costs: aliases are worth one node each. Documents above LIMIT characters are refused unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import yaml
+
+from sidecar.errors import Fault
+from sidecar.parameters.settings import Field, Section, Setting, unknown
+
+ReadFile = Callable[[str], str]
+"""Returns the text of the file at a path; OSError or UnicodeDecodeError where it cannot."""
+
+LIMIT = 1 << 20
+_PREFIX = "tag:yaml.org,2002:"
+_PLAIN = frozenset(_PREFIX + kind for kind in ("str", "int", "float", "bool", "timestamp"))
+
+Entries = dict[str, yaml.Node]
+
+
+class Document:
+    """A document that is being read; `name` is what faults call it. Faults go to the list it was made with."""
+
+    def __init__(self, text: str, name: str, faults: list[Fault]) -> None:
+        """Compose `text`; a fault, and an empty document that is `torn`, where it is no YAML or too long."""
+        self._name = name
+        self._faults = faults
+        before = len(faults)
+        self._root = self._compose(text)
+        self.torn = len(faults) > before
+
+    def top(self, known: Sequence[str]) -> Entries:
+        """Return the entries of the document's top, all of them among `known`."""
+        return {} if self._root is None else self._known(self._root, known)
+
+    def sequence(self, node: yaml.Node, key: str) -> list[yaml.Node]:
+        """Return the items of a list."""
+        if _is_null(node):
+            return []
+        if isinstance(node, yaml.SequenceNode):
+            return list(node.value)
+        self._fault(node, key, "expected a list, each item beginning with '- '")
+        return []
+
+    def section(self, node: yaml.Node, fields: Sequence[Field]) -> Section:
+        """Return the section that a mapping is."""
+        section = Section(self.where(node), "key")
+        self._fill(section, node, fields, "")
+        return section
+
+    def where(self, node: yaml.Node) -> str:
+        """Return the place of a node: file and line."""
+        return f"{self._name} line {node.start_mark.line + 1}"
+
+    def _compose(self, text: str) -> yaml.Node | None:
+        if len(text) > LIMIT:
+            self._faults.append(Fault(self._name, "", f"{len(text)} characters: expected at most {LIMIT}"))
+            return None
+        try:
+            return yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            where = f"{self._name} line {mark.line + 1}" if mark else self._name
+            self._faults.append(Fault(where, "", f"no YAML: {error.problem or error.context}"))
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            problem = f"no YAML: the character U+{error.character:04X} is not allowed"
+            self._faults.append(Fault(f"{self._name} line {line}", "", problem))
+        except RecursionError:
+            self._faults.append(Fault(self._name, "", "no YAML that is meant: nested too deeply"))
+        return None
+
+    def _fill(self, section: Section, node: yaml.Node, fields: Sequence[Field], prefix: str) -> None:
+        keys = [each.key.removeprefix(prefix) for each in fields if each.key.startswith(prefix)]
+        known = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+        for name, value in self._known(node, known).items():
+            if name not in keys:
+                self._fill(section, value, fields, f"{prefix}{name}.")
+            else:
+                spelled = prefix + name
+                section.put(Setting(spelled, self._scalar(value, spelled), self.where(value), spelled), self._faults)
+
+    def _known(self, node: yaml.Node, known: Sequence[str]) -> Entries:
+        """Return the entries of a mapping whose keys are known; a fault for each other, and for each key that comes twice."""
+        if _is_null(node):
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            self._fault(node, "", f"expected a mapping with the keys {', '.join(known)}")
+            return {}
+        found: Entries = {}
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
+            if name in lines:
+                self._fault(key, name, f"given twice, first in line {lines[name]}")
+            elif name == "<<":
+                self._fault(key, name, "merging is not supported: expected the keys themselves")
+            elif name not in known:
+                self._fault(key, name, unknown("key", name, known))
+            else:
+                found[name] = value
+            lines.setdefault(name, key.start_mark.line + 1)
+        return found
+
+    def _scalar(self, node: yaml.Node, key: str) -> str:
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag in _PLAIN:
+                return str(node.value)
+            if _is_null(node):
+                return ""
+        self._fault(node, key, "expected a single value")
+        return ""
+
+    def _fault(self, node: yaml.Node, key: str, problem: str) -> None:
+        self._faults.append(Fault(self.where(node), key, problem))
+
+
+def is_inline(parameters: str) -> bool:
+    """Tell whether a text is a YAML document, not the path of one: it has more than a line, or a key."""
+    stripped = parameters.strip()
+    return "\n" in stripped or stripped.startswith("{") or (":" in stripped and not stripped.startswith("/"))
+
+
+def read_text(path: str, where: str, read_file: ReadFile, faults: list[Fault]) -> str:
+    """Return the text of a file; "" and a fault where it cannot be read."""
+    try:
+        return read_file(path)
+    except OSError as error:
+        faults.append(Fault(where, path, f"cannot be read: {error.strerror or error}"))
+    except UnicodeDecodeError:
+        faults.append(Fault(where, path, "expected text in UTF-8"))
+    return ""
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _PREFIX + "null"
