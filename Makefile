@@ -57,5 +57,10 @@ test: check
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
 
+# Compiled again, so that what was edited meanwhile is not compiled at each start that is measured.
+bench-coordination: $(VENV)/.core
+	@$(BIN)/python -m compileall -q sidecar
+	@$(BIN)/python tests/bench/coordination.py
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache build dist
