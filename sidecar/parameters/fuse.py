@@ -95,7 +95,7 @@ POD = (
     Field("configBucketName", "b", of.text, "-b"),
     Field("contextName", "a", of.text, "-a"),
     Field("contributor.name", "n", of.text, "--name"),
-    Field("contributor.email", "e", of.text, "--email"),
+    Field("contributor.email", "e", of.email, "--email"),
     Field("bundleID", "i", of.file_path, "-i"),
 )
 _SOURCE = (
@@ -271,10 +271,10 @@ def _check_paths(bundles: Mapping[str, Values], faults: list[Fault]) -> None:
         # Of two sources on one path the second is told, of two that are nested the inner one.
         others = {other: top for other, top in sources.items() if other != name and top != values["srcPath"]} | earlier
         for key in ("srcPath", "destPath", "destBundleID"):
-            if other := _holder(values[key], others):
-                faults.append(
-                    values.wrong(key, f"{values[key]} is or lies in {sources[other]}, which source {other!r} has for itself")
-                )
+            other = _holder(values[key], others)
+            if other:
+                problem = f"{values[key]} is or lies in {sources[other]}, which source {other!r} has for itself"
+                faults.append(values.wrong(key, problem))
         if values["srcPath"]:
             earlier[name] = values["srcPath"]
         if values["destBundleID"] and (other := files.setdefault(values["destBundleID"], name)) != name:

@@ -186,13 +186,14 @@ class Values:
     def require(self, key: str, what: str, faults: list[Fault]) -> None:
         """Append a fault, at the place where `key` could be given, where it is not."""
         if not self.values[key] and not self.section.torn:
-            problem = f"expected {what}, it is missing"
-            faults.append(Fault(self.section.where, self.fields[key].spelled(self.section.dialect), problem))
+            faults.append(self.wrong(key, f"expected {what}, it is missing"))
 
     def wrong(self, key: str, problem: str) -> Fault:
-        """Return the fault that the value of `key` cannot stay, at the place where it is given."""
-        setting = self.section.given[key]
-        return Fault(setting.where, setting.spelled, problem)
+        """Return the fault that the value of `key` cannot stay, at the place where it is, or could be, given."""
+        setting = self.section.given.get(key)
+        if setting:
+            return Fault(setting.where, setting.spelled, problem)
+        return Fault(self.section.where, self.fields[key].spelled(self.section.dialect), problem)
 
     def given(self, keys: Iterable[str]) -> list[str]:
         """Return those of `keys` that are given."""
@@ -248,6 +249,13 @@ def message(value: str) -> str:
     if not _is_unicode(value):
         raise ValueError("expected a text in UTF-8")
     return value
+
+
+def email(value: str) -> str:
+    """Return an address as it stands between angle brackets."""
+    if "@" not in value or any(c.isspace() or c in "<>" for c in value):
+        raise ValueError(f"expected an e-mail address, not {value!r}")
+    return text(value)
 
 
 def path(value: str) -> str:
