@@ -4,12 +4,27 @@
     bundle = store.save("out", "results", label="latest", message="nightly run")
     store.populate(store.resolve("results", label="latest"), "in")
 
-format.py decides what bytes mean (pure); objects.py has bytes by name; tree.py opens directories without following links;
-upload.py and download.py move content; bundles.py puts them together, in the order that the promises rest on.
+format.py decides what bytes mean and reference.py how people name a bundle (both pure); objects.py has bytes by name; tree.py
+opens directories without following links; upload.py and download.py move content; bundles.py puts them together, in the order
+that the promises rest on.
 """
 
 from sidecar.store.bundles import Store, open_store
-from sidecar.store.format import Bundle, Entry, Move, Piece, Repo
+from sidecar.store.format import Bundle, Entry, Move, Piece, Repo, check_name
+from sidecar.store.reference import Reference, parse_reference
 from sidecar.store.work import Progress, Stopped
 
-__all__ = ["Bundle", "Entry", "Move", "Piece", "Progress", "Repo", "Stopped", "Store", "open_store"]
+__all__ = [
+    "Bundle",
+    "Entry",
+    "Move",
+    "Piece",
+    "Progress",
+    "Reference",
+    "Repo",
+    "Stopped",
+    "Store",
+    "check_name",
+    "open_store",
+    "parse_reference",
+]

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -54,11 +54,7 @@ class Store:
 
     def create_repo(self, name: str, description: str = "", *, exist_ok: bool = True) -> Repo:
         """Create a repository and return it. One that exists keeps its description; ConfigurationError unless `exist_ok`."""
-        form.check_name("repository", name)
-        if not self._is_store():
-            self._objects.create("format", form.encode_format())
-        repo = Repo(name, _text(description), form.format_time(_now()))
-        if self._objects.create(f"repos/{name}/repo", form.encode_record(repo.as_json())):
+        if (repo := self._new_repo(name, description)) is not None:
             return repo
         if not exist_ok:
             raise ConfigurationError(f"{self.url}: there is a repository {name!r} already")
@@ -66,9 +62,7 @@ class Store:
 
     def repos(self) -> list[Repo]:
         """Return the repositories, by name."""
-        if not self._is_store():
-            return []
-        return [self._repo(name) for name in self._objects.names("repos")]
+        return [self._repo(name) for name in self._repos()] if self._is_store() else []
 
     # --- bundles ---------------------------------------------------------------------------------------------------
 
@@ -91,14 +85,16 @@ class Store:
         returned instead of a second one, if it holds the same tree with the same message and contributor: for callers that
         cannot know whether they were killed before or after. `cancelled` is asked often, from several threads; Stopped then.
 
+        ParametersError where repo or label cannot be names, or a text is too long for a record.
         NotSaved where something is no file, directory or link, cannot be read, or changes while it is read, twice; with
         `skip_errors` it is left out, counted in the bundle, and logged.
         """
         form.check_name("repository", repo)
         if label:
             form.check_name("label", label)
-        message, contributor = _text(message), _text(contributor)
-        self.create_repo(repo)
+        message = form.check_text("message", message)
+        contributor = form.check_text("contributor", contributor)
+        self._new_repo(repo)
         self._objects.sweep()
         parents = self._parents(repo, label)
         parent = parents[0] if parents else None
@@ -112,12 +108,12 @@ class Store:
                     if label:
                         self.set_label(repo, label, there.id, contributor=contributor)
                     return there
-        self._objects.put(form.manifest_name(manifest), zlib.compress(data, 1))
+        self._put_manifest(manifest, data)
         self._objects.flush()
         meter.check()
         milliseconds = _now()
         if parent:
-            milliseconds = max(milliseconds, form.id_milliseconds(parent.id) + 1)
+            milliseconds = min(max(milliseconds, form.id_milliseconds(parent.id) + 1), form.LATEST)
         bundle = Bundle(
             repo=repo,
             id=form.make_id(milliseconds, os.urandom(10)),
@@ -149,10 +145,10 @@ class Store:
         """
         self._need_repo(repo)
         if label:
-            moves = self.label_history(repo, label)
-            if bundle and bundle != moves[-1].bundle:
-                raise ConfigurationError(f"{repo}: label {label!r} points at {moves[-1].bundle}, not at {bundle}")
-            bundle = moves[-1].bundle
+            pointed = self._move(repo, label, self._need_moves(repo, label)[-1]).bundle
+            if bundle and bundle != pointed:
+                raise ConfigurationError(f"{repo}: label {label!r} points at {pointed}, not at {bundle}")
+            bundle = pointed
         ids = self._ids(repo)
         if bundle and bundle not in ids:
             raise _missing(f"{self.url}: repository {repo!r} has no bundle {bundle!r}", "bundles", ids[::-1])
@@ -170,18 +166,9 @@ class Store:
         name = form.manifest_name(bundle.manifest)
         where = f"{self._where(bundle)}: {name}"
         try:
-            packed = self._objects.get(name)
+            return form.decode_manifest(self._manifest(bundle.manifest, bundle.manifest_bytes))
         except FileNotFoundError:
             raise Corrupt(f"{where} is missing") from None
-        inflate = zlib.decompressobj()
-        try:
-            data = inflate.decompress(packed, bundle.manifest_bytes + 1)
-        except zlib.error as error:
-            raise Corrupt(f"{where} cannot be inflated: {error}") from None
-        if not inflate.eof or inflate.unused_data or blake3(data).hexdigest() != bundle.manifest:
-            raise Corrupt(f"{where} does not hold what its name says")
-        try:
-            return form.decode_manifest(data)
         except Malformed as error:
             raise Corrupt(f"{where}: {error}") from None
 
@@ -217,32 +204,26 @@ class Store:
     def labels(self, repo: str) -> dict[str, str]:
         """Return what each label points at, by name. SourceMissing where there is no such repository."""
         self._need_repo(repo)
-        found: dict[str, str] = {}
-        for label in self._objects.names(f"repos/{repo}/labels"):
-            if numbers := self._numbers(repo, label):
-                found[label] = self._move(repo, label, numbers[-1]).bundle
-        return found
+        return {label: self._move(repo, label, numbers[-1]).bundle for label, numbers in self._labels(repo)}
 
     def label_history(self, repo: str, label: str) -> list[Move]:
         """Return every move of a label, oldest first. SourceMissing, listing the labels there are, where it never was set."""
         self._need_repo(repo)
-        form.check_name("label", label)
-        numbers = self._numbers(repo, label)
-        if not numbers:
-            labels = self._objects.names(f"repos/{repo}/labels")
-            raise _missing(f"{self.url}: repository {repo!r} has no label {label!r}", "labels", labels)
-        return [self._move(repo, label, number) for number in numbers]
+        return [self._move(repo, label, number) for number in self._need_moves(repo, label)]
 
     def set_label(self, repo: str, label: str, bundle: str, *, contributor: str = "") -> Move:
         """Point a label at a bundle's id, durably; where it points there already, nothing is written. Return the last move."""
         form.check_name("label", label)
-        self.resolve(repo, bundle=bundle)
+        contributor = form.check_text("contributor", contributor)
+        bundle = self.resolve(repo, bundle=bundle).id
+        number = 0
         while True:
-            numbers = self._numbers(repo, label)
-            if numbers and (last := self._move(repo, label, numbers[-1])).bundle == bundle:
+            last = self._last_move(repo, label)
+            if last is not None and last.bundle == bundle:
                 return last
-            number = numbers[-1] + 1 if numbers else 1
-            move = Move(repo, label, number, bundle, _text(contributor), form.format_time(_now()))
+            # One more than what was tried: a listing may not show yet what stood in the way.
+            number = max(number, *self._numbers(repo, label), 0) + 1
+            move = Move(repo, label, number, bundle, contributor, form.format_time(_now()))
             # Where another has made this move by now, ours is the next one.
             if self._objects.create(form.move_name(repo, label, number), form.encode_record(move.as_json())):
                 return move
@@ -253,7 +234,7 @@ class Store:
         """Say whether the store was ever written to; ConfigurationError where a later program wrote it."""
         if not self._format_seen:
             try:
-                data = self._objects.get("format")
+                data = self._get("format")
             except FileNotFoundError:
                 return False
             document = _decode(f"{self.url}: format", form.decode_record, data)
@@ -273,11 +254,59 @@ class Store:
         try:
             self._repo(repo)
         except FileNotFoundError:
-            names = self._objects.names("repos")
-            raise _missing(f"{self.url}: no repository {repo!r}", "repositories", names) from None
+            raise _missing(f"{self.url}: no repository {repo!r}", "repositories", self._repos()) from None
+
+    def _get(self, name: str) -> bytes:
+        # Cut off at the limit, a record does not hash to its second line.
+        return self._objects.get(name, form.LARGEST_RECORD)
+
+    def _record(self, where: str, name: str) -> bytes:
+        try:
+            return self._get(name)
+        except FileNotFoundError:
+            raise Corrupt(f"{where} is missing, and was there a moment ago") from None
+
+    def _manifest(self, hash_: str, length: int) -> bytes:
+        """Return the bytes of a manifest. FileNotFoundError, Malformed."""
+        # What cannot be made smaller becomes larger by a few bytes in each of deflate's blocks.
+        packed = self._objects.get(form.manifest_name(hash_), length + length // 100 + 1024)
+        inflate = zlib.decompressobj()
+        try:
+            data = inflate.decompress(packed, length + 1)
+        except zlib.error as error:
+            raise Malformed(f"it cannot be inflated: {error}") from None
+        if not inflate.eof or inflate.unused_data or len(data) != length or blake3(data).hexdigest() != hash_:
+            raise Malformed("it does not hold what its name says")
+        return data
+
+    def _put_manifest(self, hash_: str, data: bytes) -> None:
+        """Have a manifest in the store; one that is there stays, whatever level it was compressed with."""
+        packed = zlib.compress(data, 1)
+        try:
+            if self._manifest(hash_, len(data)) == data:
+                self._objects.size(form.manifest_name(hash_))  # makes the next flush sync what leads to it
+                return
+        except (FileNotFoundError, Malformed):
+            pass
+        self._objects.put(form.manifest_name(hash_), packed)
+
+    def _new_repo(self, name: str, description: str = "") -> Repo | None:
+        """Have a repository; return it where it is new."""
+        form.check_name("repository", name)
+        description = form.check_text("description", description)
+        if not self._is_store():
+            self._objects.create("format", form.encode_format())
+            self._is_store()  # where another was quicker, what it made may be of another version
+        repo = Repo(name, description, form.format_time(_now()))
+        return repo if self._objects.create(f"repos/{name}/repo", form.encode_record(repo.as_json())) else None
+
+    def _repos(self) -> list[str]:
+        """Return the names of the repositories. One that was killed while it was made has a directory, but no record."""
+        names = (name for name in self._objects.names("repos") if form.is_name("repository", name))
+        return [name for name in names if "repo" in self._objects.names(f"repos/{name}")]
 
     def _repo(self, name: str) -> Repo:
-        data = self._objects.get(f"repos/{name}/repo")
+        data = self._get(f"repos/{name}/repo")
         return _decode(f"{self.url}: repos/{name}/repo", lambda raw: form.decode_repo(raw, name), data)
 
     def _ids(self, repo: str) -> list[str]:
@@ -286,24 +315,55 @@ class Store:
     def _bundle(self, repo: str, bundle: str) -> Bundle:
         name = form.bundle_name(repo, bundle)
         where = f"{self.url}: repository {repo!r}, bundle {bundle}: {name}"
-        return _decode(where, lambda raw: form.decode_bundle(raw, repo, bundle), self._objects.get(name))
+        return _decode(where, lambda raw: form.decode_bundle(raw, repo, bundle), self._record(where, name))
+
+    def _labels(self, repo: str) -> Iterator[tuple[str, list[int]]]:
+        """Yield each label that was ever set, with the numbers of its moves."""
+        for label in self._objects.names(f"repos/{repo}/labels"):
+            if form.is_name("label", label) and (numbers := self._numbers(repo, label)):
+                yield label, numbers
 
     def _numbers(self, repo: str, label: str) -> list[int]:
-        return [int(name) for name in self._objects.names(f"repos/{repo}/labels/{label}") if name.isdecimal()]
+        names = self._objects.names(f"repos/{repo}/labels/{label}")
+        return sorted(number for name in names if (number := form.move_number(name)))
+
+    def _need_moves(self, repo: str, label: str) -> list[int]:
+        form.check_name("label", label)
+        numbers = self._numbers(repo, label)
+        if not numbers:
+            labels = (name for name, _ in self._labels(repo))
+            raise _missing(f"{self.url}: repository {repo!r} has no label {label!r}", "labels", labels)
+        return numbers
 
     def _move(self, repo: str, label: str, number: int) -> Move:
         name = form.move_name(repo, label, number)
         where = f"{self.url}: repository {repo!r}, label {label!r}: {name}"
-        return _decode(where, lambda raw: form.decode_move(raw, repo, label, number), self._objects.get(name))
+        return _decode(where, lambda raw: form.decode_move(raw, repo, label, number), self._record(where, name))
+
+    def _last_move(self, repo: str, label: str) -> Move | None:
+        """Return where a label points, if anywhere; a move that is damaged is no reason not to make the next."""
+        numbers = self._numbers(repo, label)
+        try:
+            return self._move(repo, label, numbers[-1]) if numbers else None
+        except Corrupt as error:
+            _logger.warning("%s; it is passed over", error)
+            return None
 
     def _parents(self, repo: str, label: str) -> list[Bundle]:
         """Return what the label points at, if anything, then the latest bundle, if any."""
         ids = self._ids(repo)
         wanted = ids[-1:]
-        numbers = self._numbers(repo, label) if label else []
-        if numbers and (pointed := self._move(repo, label, numbers[-1]).bundle) in ids:
-            wanted = list(dict.fromkeys([pointed, *wanted]))
-        return [self._bundle(repo, each) for each in wanted]
+        pointed = self._last_move(repo, label) if label else None
+        if pointed is not None and pointed.bundle in ids:
+            wanted = list(dict.fromkeys([pointed.bundle, *wanted]))
+        parents = []
+        for each in wanted:
+            try:
+                parents.append(self._bundle(repo, each))
+            except Corrupt as error:
+                # What was lost before is no reason to lose what is new.
+                _logger.warning("%s; it is passed over", error)
+        return parents
 
     def _known(self, parent: Bundle | None) -> dict[str, Piece]:
         """Return where the chunks of the parent lie."""
@@ -312,7 +372,7 @@ class Store:
         try:
             entries = self.manifest(parent)
         except Corrupt as error:
-            # What was lost before is no reason to lose what is new: all of it is stored again.
+            # Likewise: all of it is stored again.
             _logger.warning("%s; nothing of it is used again", error)
             return {}
         return {piece.hash: piece for entry in entries for piece in entry.pieces}
@@ -341,8 +401,3 @@ def _count(entries: Iterable[Entry], type_: str) -> int:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _text(text: str) -> str:
-    """An argument of a command may hold bytes that are not UTF-8; a record may not."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -27,14 +27,19 @@ CHUNK = 8 * MIB  # one request to an object store: long enough that latency does
 SMALL = 1 * MIB  # up to here a chunk is packed: an object each would cost a request, a sync and an inode each
 PACK = 32 * MIB
 LARGEST_CHUNK = 64 * MIB  # what a reader must be able to hold
+LARGEST_OBJECT = 1 << 40  # beyond this an offset is a lie, and near 2^63 the kernel would not take it
+LARGEST_RECORD = 1 * MIB  # a reader stops there; what people write into one is bounded by LARGEST_TEXT
+LARGEST_TEXT = 64 << 10
 LARGEST_MANIFEST = 4 << 30  # a bound for what a damaged record may make us allocate; 20 million files fit
 
 FILE, DIRECTORY, LINK = "file", "directory", "link"
 RESERVED = ".sidecar-populating"
+LATEST = 253_402_300_799_999  # the last millisecond of the year 9999: no id of ours carries a later one
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(f"[0-7][{_ALPHABET}]{{25}}")
+_NUMBER = re.compile(r"[0-9]{8}|[1-9][0-9]{8,17}")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -67,6 +72,18 @@ class Entry(NamedTuple):
     pieces: tuple[Piece, ...] = ()
     target: str = ""
 
+    @property
+    def time(self) -> str:
+        """The modification time as RFC 3339 in UTC, to the millisecond."""
+        return format_time(self.mtime // 1_000_000)
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return the entry as in a manifest, without its chunks: path and target are text, as `encode_path` writes them."""
+        document: dict[str, str | int] = {"path": encode_path(self.path), "type": self.type, "mtime": self.mtime}
+        if self.type == LINK:
+            return document | {"target": encode_path(self.target)}
+        return document | {"mode": self.mode} | ({"size": self.size} if self.type == FILE else {})
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -87,6 +104,11 @@ class Bundle:
     bytes: int
     stored: int
     skipped: int
+
+    @property
+    def reference(self) -> str:
+        """The way to name exactly this bundle, REPO@ID; `parse_reference` reads it."""
+        return f"{self.repo}@{self.id}"
 
     def as_json(self) -> dict[str, str | int]:
         """Return the record as a dictionary that json.dumps takes."""
@@ -138,14 +160,33 @@ def check_name(what: str, name: str) -> str:
         problem = "is not in Unicode form NFC"
     elif len(name.encode()) > 100:
         problem = "is longer than 100 bytes"
+    elif what == "label" and is_id(name):
+        problem = "has the form of a bundle id, so no one could tell which is meant"
     else:
         return name
     raise ParametersError([Fault(f"{what} {name!r}", "", problem)])
 
 
+def is_name(what: str, name: str) -> bool:
+    """Say whether `check_name` would let `name` pass: other things may lie in a store (lost+found, .DS_Store)."""
+    try:
+        check_name(what, name)
+    except ParametersError:
+        return False
+    return True
+
+
+def check_text(what: str, text: str) -> str:
+    """Return `text` as a record can hold it: bytes that are not UTF-8 are written as escapes. ParametersError where too long."""
+    kept = text.encode("utf-8", "backslashreplace").decode()
+    if len(kept.encode()) > LARGEST_TEXT:
+        raise ParametersError([Fault(what, "", f"is longer than {LARGEST_TEXT} bytes")])
+    return kept
+
+
 def is_id(text: str) -> bool:
     """Say whether `text` has the form of a bundle id."""
-    return _ID.fullmatch(text) is not None
+    return _ID.fullmatch(text) is not None and id_milliseconds(text) <= LATEST
 
 
 def make_id(milliseconds: int, random: bytes) -> str:
@@ -186,6 +227,11 @@ def bundle_name(repo: str, bundle: str) -> str:
 def move_name(repo: str, label: str, number: int) -> str:
     """Return where one move of a label lies in the store."""
     return f"repos/{repo}/labels/{label}/{number:08d}"
+
+
+def move_number(name: str) -> int:
+    """Return the number of the move whose record's name ends in `name`; 0 where that is no number."""
+    return int(name) if _NUMBER.fullmatch(name) else 0
 
 
 # --- byte strings as text ------------------------------------------------------------------------------------------
@@ -241,9 +287,22 @@ def decode_record(data: bytes) -> dict[str, Any]:
     line, _, rest = data.partition(b"\n")
     if rest != blake3(line).hexdigest().encode() + b"\n":
         raise Malformed("its second line is not the hash of its first")
+    document = _parse(line)
+    # One way to write it: no key twice, no surrogates that could not be printed, nothing that another reader sees otherwise.
     try:
-        document = json.loads(line)
+        written = canonical(document)
     except ValueError as error:
+        raise Malformed(f"it is not canonical JSON: {error}") from None
+    if written != line:
+        raise Malformed("it is not canonical JSON")
+    return document
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        # Decoded here: given bytes, json.loads guesses at UTF-16 and UTF-32, and lets surrogates pass.
+        document = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"it is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise Malformed("it is not a JSON object")
@@ -307,13 +366,8 @@ def encode_manifest(entries: Iterable[Entry]) -> bytes:
     packs: dict[str, int] = {}
     written: list[dict[str, Any]] = []
     for entry in entries:
-        document: dict[str, Any] = {"path": encode_path(entry.path), "type": entry.type, "mtime": entry.mtime}
-        if entry.type == LINK:
-            document["target"] = encode_path(entry.target)
-        else:
-            document["mode"] = entry.mode
+        document: dict[str, Any] = entry.as_json()
         if entry.type == FILE:
-            document["size"] = entry.size
             document["data"] = [
                 [piece.hash, piece.length, packs.setdefault(piece.pack, len(packs)), piece.offset]
                 if piece.pack
@@ -326,8 +380,8 @@ def encode_manifest(entries: Iterable[Entry]) -> bytes:
 
 def decode_manifest(data: bytes) -> tuple[Entry, ...]:
     """Return the entries of a manifest. Malformed where a path leaves the top, or anything else is not as it must be."""
+    document = _parse(data)
     try:
-        document = json.loads(data)
         packs = document["packs"]
         if document["version"] != VERSION:
             raise Malformed(f"its version is {document['version']!r}, not {VERSION}")
@@ -369,7 +423,9 @@ def _piece(chunk: Sequence[Any], packs: Sequence[str]) -> Piece:
     _check_hash(chunk[0])
     if len(chunk) == 2:
         return Piece(chunk[0], chunk[1])
-    return Piece(chunk[0], chunk[1], packs[_number(chunk[2])], _number(chunk[3]))
+    if chunk[1] + _number(chunk[3]) > LARGEST_OBJECT:
+        raise Malformed(f"{chunk!r} lies beyond the end of any object")
+    return Piece(chunk[0], chunk[1], packs[_number(chunk[2])], chunk[3])
 
 
 def _number(value: Any, *, signed: bool = False) -> int:

@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -39,8 +39,11 @@ class Objects(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Write `data`, durably, where nothing stands; False where something does."""
 
-    def get(self, name: str) -> bytes:
-        """Return all bytes of a small file; FileNotFoundError where there is none."""
+    def size(self, name: str) -> int:
+        """Return how many bytes there are; FileNotFoundError where there is none."""
+
+    def get(self, name: str, limit: int) -> bytes:
+        """Return all bytes of a small file, or its first `limit`; FileNotFoundError where there is none."""
 
     def read(self, name: str, offset: int, view: memoryview) -> int:
         """Fill `view` from `offset` on; return how much there was. FileNotFoundError where there is none."""
@@ -60,12 +63,17 @@ def open_objects(url: str, **options: Any) -> Objects:
 
     ConfigurationError where no file system is installed for the URL, Unreachable where its client cannot be made.
     """
+    if not url:
+        raise ConfigurationError("the store's URL is empty")
     if "://" not in url and "::" not in url:
         return LocalObjects(os.path.abspath(url))
-    if url.startswith("file://") and not options:
-        path = url.removeprefix("file://")
+    scheme, _, path = url.partition("://")
+    if scheme in ("file", "local"):
         if not path.startswith("/"):
             raise ConfigurationError(f"{url}: a file:// URL holds an absolute path, as in file:///srv/store")
+        if options:
+            # fsspec's own local files appear half written and are not synced.
+            raise ConfigurationError(f"{url}: a store of files takes no options, such as {next(iter(options))}")
         return LocalObjects(path)
     from fsspec.core import url_to_fs
 
@@ -89,39 +97,49 @@ class LocalObjects:
         self._root = root
         self._unsynced: set[str] = set()
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
 
     def put(self, name: str, data: bytes | memoryview) -> bool:
         """See Objects."""
         target = os.path.join(self._root, name)
-        with self._reaching(name):
+        with self._writing(name):
             try:
-                if os.stat(target).st_size == len(data):
-                    # Whoever wrote it may have died before it synced the directory.
-                    self._note(os.path.dirname(target))
-                    return False
-                # Cut short behind our back, by a file system that lost power: its name says what belongs there.
-                os.unlink(target)
+                there = os.stat(target).st_size
             except FileNotFoundError:
-                pass
-            self._write(target, data)
+                self._write(name, data, self._publish)
+                return True
+            # Whoever wrote it may have died before it synced the directories.
+            self._note(name)
+            if there == len(data):
+                return False
+            # Cut short behind our back, by a file system that lost power: its name says what belongs there.
+            self._write(name, data, self._replace)
             return True
 
     def create(self, name: str, data: bytes) -> bool:
         """See Objects."""
-        with self._reaching(name):
-            created = self._write(os.path.join(self._root, name), data)
+        with self._writing(name):
+            created = self._write(name, data, self._publish)
             self.flush()
             return created
 
-    def get(self, name: str) -> bytes:
+    def size(self, name: str) -> int:
         """See Objects."""
-        with self._reaching(name), open(os.path.join(self._root, name), "rb") as file:
-            return file.read()
+        with self._reaching(name):
+            size = os.stat(os.path.join(self._root, name)).st_size
+        # It is referred to by what is about to be written, and whoever wrote it may have died before it synced.
+        self._note(name)
+        return size
+
+    def get(self, name: str, limit: int) -> bytes:
+        """See Objects."""
+        with self._reaching(name), open(os.path.join(self._root, name), "rb", opener=_open) as file:
+            return file.read(limit)
 
     def read(self, name: str, offset: int, view: memoryview) -> int:
         """See Objects."""
         with self._reaching(name):
-            fd = os.open(os.path.join(self._root, name), os.O_RDONLY | os.O_CLOEXEC)
+            fd = _open(os.path.join(self._root, name))
             try:
                 done = 0
                 while done < len(view):
@@ -143,26 +161,31 @@ class LocalObjects:
 
     def flush(self) -> None:
         """See Objects."""
-        with self._lock:
-            folders, self._unsynced = self._unsynced, set()
-        with self._reaching(""):
-            for folder in folders:
-                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+        # One at a time: a second thread's is over only when what the first one took is durable, too.
+        with self._flushing, self._writing(""):
+            with self._lock:
+                folders = tuple(self._unsynced)
+                self._unsynced.clear()
+            try:
+                for folder in folders:
+                    _sync_directory(folder)
+            except OSError:
+                with self._lock:
+                    self._unsynced.update(folders)
+                raise
 
     def sweep(self) -> None:
         """Remove what killed writers left in tmp/ a day ago or earlier."""
         folder = os.path.join(self._root, "tmp")
-        with self._reaching("tmp"), suppress(FileNotFoundError), os.scandir(folder) as entries:
+        # Litter that cannot be removed, because it is someone else's, say, is no reason not to save.
+        with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):
-                    if entry.stat().st_mtime < time.time() - _LITTER_AGE:
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - _LITTER_AGE:
                         os.unlink(entry.path)
 
-    def _write(self, target: str, data: bytes | memoryview) -> bool:
+    def _write(self, name: str, data: bytes | memoryview, publish: Callable[[str, str], bool]) -> bool:
+        target = os.path.join(self._root, name)
         temporary = os.path.join(self._root, "tmp", secrets.token_hex(8))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
@@ -180,11 +203,15 @@ class LocalObjects:
             finally:
                 os.close(fd)
             self._make(os.path.dirname(target))
-            self._note(os.path.dirname(target))
-            return self._publish(temporary, target)
+            self._note(name)
+            return publish(temporary, target)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+    def _replace(self, temporary: str, target: str) -> bool:
+        os.replace(temporary, target)
+        return True
 
     def _publish(self, temporary: str, target: str) -> bool:
         try:
@@ -213,11 +240,14 @@ class LocalObjects:
         for each in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(each)
-            self._note(os.path.dirname(each))
+            with self._lock:
+                self._unsynced.add(os.path.dirname(each))
 
-    def _note(self, folder: str) -> None:
+    def _note(self, name: str) -> None:
+        """Have every directory from the root down to `name` synced by the next flush: another may have made them, and died."""
+        parts = name.split("/")[:-1]
         with self._lock:
-            self._unsynced.add(folder)
+            self._unsynced.update(os.path.join(self._root, *parts[:depth]) for depth in range(len(parts) + 1))
 
     @contextmanager
     def _reaching(self, name: str) -> Iterator[None]:
@@ -226,7 +256,35 @@ class LocalObjects:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise Unreachable(f"{self.url}: {name or 'directories'}: {error.strerror or error}") from error
+            raise self._unreachable(name, error) from error
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Something that is absent while we write is no answer to anyone: it was taken away under our hands."""
+        try:
+            yield
+        except OSError as error:
+            raise self._unreachable(name, error) from error
+
+    def _unreachable(self, name: str, error: OSError) -> Unreachable:
+        return Unreachable(f"{self.url}: {name or 'directories'}: {error.strerror or error}")
+
+
+def _open(path: str, flags: int = os.O_RDONLY) -> int:
+    """Open for reading; a pipe that was put there must not hold us."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# memory:// looks whether something stands there, and then writes; services do both at once.
+_creating = threading.Lock()
 
 
 class RemoteObjects:
@@ -253,24 +311,30 @@ class RemoteObjects:
 
     def create(self, name: str, data: bytes) -> bool:
         """See Objects."""
-        with self._reaching(name):
+        with self._reaching(name), _creating:
             try:
                 self._fs.pipe_file(self._path(name), data, mode="create")
             except FileExistsError:
                 return False
             return True
 
-    def get(self, name: str) -> bytes:
+    def size(self, name: str) -> int:
         """See Objects."""
         with self._reaching(name):
-            return bytes(self._fs.cat_file(self._path(name)))
+            return int(self._fs.info(self._path(name))["size"])
+
+    def get(self, name: str, limit: int) -> bytes:
+        """See Objects."""
+        with self._reaching(name):
+            return bytes(self._fs.cat_file(self._path(name), start=0, end=limit))
 
     def read(self, name: str, offset: int, view: memoryview) -> int:
         """See Objects."""
         with self._reaching(name):
             data = self._fs.cat_file(self._path(name), start=offset, end=offset + len(view))
-            view[: len(data)] = data
-            return len(data)
+            have = min(len(data), len(view))
+            view[:have] = data[:have]
+            return have
 
     def names(self, folder: str) -> list[str]:
         """See Objects."""
