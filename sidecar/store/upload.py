@@ -36,7 +36,7 @@ class Uploaded:
 
 
 def upload(objects: Objects, path: str, known: Mapping[str, Piece], meter: Meter, *, skip_errors: bool = False) -> Uploaded:
-    """Put the content of directory `path` into `objects`, but for the chunks in `known`, which maps hashes to places.
+    """Put the content of directory `path` into `objects`, but for chunks that lie where `known`, a map by hash, says.
 
     NotSaved where something cannot be kept as it is: a special file, one that cannot be read, or one that changes while it is
     read, twice. With `skip_errors` such entries are left out, counted and logged. Unreachable where the store fails.
@@ -95,10 +95,44 @@ class _Reading:
         return Entry(self.path, FILE, stat.S_IMODE(seen.st_mode), seen.st_mtime_ns, seen.st_size)
 
 
+class _Places:
+    """Where chunks lie: those that this upload stored, and those of the parent whose objects are still there.
+
+    An object that was lost since must not take a new bundle with it, so each is looked for once, when it is first needed.
+    """
+
+    def __init__(self, objects: Objects, known: Mapping[str, Piece]) -> None:
+        self._objects, self._known = objects, known
+        self._placed: dict[str, Piece] = {}
+        self._sizes: dict[str, int] = {}
+
+    def __contains__(self, hash_: str) -> bool:
+        """Safe in several threads: at worst two of them ask for the same size."""
+        if hash_ not in self._placed and (piece := self._known.get(hash_)) is not None and self._is_there(piece):
+            self.add(piece)
+        return hash_ in self._placed
+
+    def __getitem__(self, hash_: str) -> Piece:
+        return self._placed[hash_]
+
+    def add(self, piece: Piece) -> None:
+        self._placed.setdefault(piece.hash, piece)
+
+    def _is_there(self, piece: Piece) -> bool:
+        size = self._sizes.get(piece.object)
+        if size is None:
+            try:
+                size = self._objects.size(object_name(piece.object))
+            except FileNotFoundError:
+                size = -1
+            self._sizes[piece.object] = size
+        return size >= piece.offset + piece.length if piece.pack else size == piece.length
+
+
 class _Pack:
     """The pack being filled. Its buffer is made once; files are read right into it."""
 
-    def __init__(self, objects: Objects, placed: dict[str, Piece]) -> None:
+    def __init__(self, objects: Objects, placed: _Places) -> None:
         self._objects, self._placed = objects, placed
         self._buffer = memoryview(b"")
         self._used = 0
@@ -128,7 +162,7 @@ class _Pack:
         if self._objects.put(object_name(name), view):
             self.stored += self._used
         for hash_, (offset, length) in self._chunks.items():
-            self._placed[hash_] = Piece(hash_, length, name, offset)
+            self._placed.add(Piece(hash_, length, name, offset))
         self._chunks.clear()
         self._used = 0
 
@@ -145,7 +179,7 @@ class _Upload:
     ) -> None:
         self._objects, self._tree, self._meter, self._window = objects, tree, meter, window
         self._skip_errors = skip_errors
-        self._placed = dict(known)
+        self._placed = _Places(objects, known)
         self._pack = _Pack(objects, self._placed)
         self._buffers = Buffers()
         self._open: set[int] = set()
@@ -255,7 +289,7 @@ class _Upload:
         self._stored += chunk.stored
         reading.hashes.append(chunk.hash)
         if chunk.data is None:
-            self._placed.setdefault(chunk.hash, Piece(chunk.hash, chunk.length))
+            self._placed.add(Piece(chunk.hash, chunk.length))
         else:
             self._pack.room(chunk.length)[:] = chunk.data
             self._pack.keep(chunk.hash, chunk.length)
