@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -18,10 +17,15 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-def enter(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `command` with the arguments of this process, and exit. A command returns its exit status, or None for 0."""
+def enter(command: click.Command, name: str) -> NoReturn:
+    """Run `command` with the arguments of this process, and exit."""
+    sys.exit(run(command, name))
+
+
+def run(command: click.Command, name: str, obj: object = None) -> int:
+    """Run `command` with the arguments of this process and return the exit status. What it returns itself is one; None is 0."""
     try:
-        status = command.main(args=arguments, prog_name=name, standalone_mode=False)
+        status = command.main(prog_name=name, standalone_mode=False, obj=obj)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -48,7 +52,7 @@ def enter(command: click.Command, name: str, arguments: Sequence[str] | None = N
         # Whoever read our output has gone; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = BROKEN_PIPE
-    sys.exit(status or 0)
+    return status or 0
 
 
 def complain(name: str, message: str) -> None:

@@ -81,7 +81,7 @@ class Report:
 
     @property
     def over(self) -> bool:
-        ended = (*_ENDED, DIED)
+        ended: tuple[str, ...] = (*_ENDED, DIED)
         if any(p.name == APPLICATION and p.standing in ended for p in self.participants):
             ended = (*ended, SCRIPT, EXPECTED)  # nobody would hear them any more
         return bool(self.participants) and all(p.standing in ended for p in self.participants)

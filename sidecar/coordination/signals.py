@@ -38,7 +38,7 @@ from sidecar.errors import ConfigurationError, Unreachable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from typing import Any, Self
 
 FORMAT = 1
 HOUSE = ".sidecar"
@@ -87,7 +87,7 @@ class Directory:
             os.close(self.fd)
             self.fd = -1
 
-    def __enter__(self) -> Directory:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

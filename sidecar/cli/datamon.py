@@ -1,0 +1,161 @@
+"""The command behind `wrap_datamon`: the fuse battery, configured as the datamon sidecar was: flags, environment, YAML."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from sidecar import __version__, batteries, process
+from sidecar.batteries.fuse import FuseBatteryOptions
+from sidecar.cli.entry import complain
+from sidecar.cli.store_option import store_option
+from sidecar.cli.wrap_application import STAY, seconds, write_termination_message
+from sidecar.coordination import host, protocol
+from sidecar.coordination.application import Ending
+from sidecar.coordination.signals import Directory
+from sidecar.errors import SidecarError
+from sidecar.parameters.fuse import FuseFlags, FuseOptions, fuse_options
+from sidecar.parameters.settings import Configured, explain
+
+NAME = "wrap_datamon"
+# What is read of a file of parameters; more was not written by a person.
+LONGEST = 1 << 20
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
+    """A time like 90, 90s, 15m or 2h, in seconds."""
+
+    name = "T"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ARG002
+        if isinstance(value, float):
+            return value
+        return seconds(str(value), param.opts[0] if param else "")
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+T is in seconds, or with a unit: 90, 90s, 15m, 2h.
+Exit status: 0 saved, or nothing to save; 2 usage; 65 malformed parameters or corrupt data; 66 a source does
+not exist; 69 the application died before it ran; 73 the output was not saved; 74 the store or the
+directory cannot be reached or written; 75 a deadline passed; 78 contradictory configuration.
+Example:
+  wrap_datamon -c /tmp/coord -d 'config create' \\
+    -d 'bundle mount --repo weather --label latest --mount /tmp/mount' \\
+    -d 'bundle upload --path /tmp/upload --message "result of a demo" --repo results --label demo'""",
+)
+@click.version_option(__version__, "--version", message="%(prog)s %(version)s")
+@click.option(
+    "-c",
+    "coordination",
+    metavar="DIR",
+    default="",
+    help="The coordination directory, on a volume that the pod's containers share.",
+)
+@click.option(
+    "-d",
+    "commands",
+    metavar="COMMAND",
+    multiple=True,
+    help="A datamon command: config create, bundle mount or bundle upload; repeated.",
+)
+@click.option("-i", "bundle_id_file", metavar="FILE", default="", help="Write the id of the uploaded bundle to FILE.")
+@click.option("-b", "config_bucket", metavar="BUCKET", default="", help="datamon's configuration bucket; accepted, see --store.")
+@click.option("-a", "context", metavar="CONTEXT", default="", help="datamon's context; accepted, see --store.")
+@click.option("-s", "stay", is_flag=True, help=f"Stay {STAY:g} s instead of exiting (for debugging); a signal ends it.")
+@store_option
+@click.option("--populate", is_flag=True, help="Download sources instead of mounting them; in this version they always are.")
+@click.option(
+    "--save", type=click.Choice(protocol.POLICIES), help="When to keep destinations.  [default: as the application says]"
+)
+@click.option(
+    "--native", is_flag=True, help="This is a native sidecar (an initContainer with restartPolicy Always): stay until SIGTERM."
+)
+@click.option(
+    "--appear-timeout", type=Seconds(), default=600.0, help="How long the application may take to appear.  [default: 600]"
+)
+@click.option(
+    "--ready-timeout", type=Seconds(), default=protocol.FOREVER, help="How long the sources may take.  [default: no limit]"
+)
+@click.option("--save-timeout", type=Seconds(), default=protocol.FOREVER, help="How long saving may take.  [default: no limit]")
+@click.option(
+    "--rejoin-timeout",
+    type=Seconds(),
+    default=0.0,
+    help="How long an application that died before it ran may take to come back.  [default: 0]",
+)
+@click.option("--grace", type=Seconds(), default=25.0, help="What is left after SIGTERM.  [default: 25]")
+@click.option("--poll", is_flag=True, help="Read the directory every 50 ms and do without inotify.")
+@click.option("--termination-log", metavar="FILE", default="/dev/termination-log", help="Where the reason of a failure goes.")
+@click.option("--print-config", is_flag=True, help="Print every value and where it came from, and end.")
+@click.pass_obj
+def command(
+    signals: process.SignalQueue,
+    coordination: str,
+    commands: tuple[str, ...],
+    bundle_id_file: str,
+    config_bucket: str,
+    context: str,
+    stay: bool,
+    store: str,
+    populate: bool,  # noqa: ARG001  # in this version always
+    save: str | None,
+    native: bool,
+    appear_timeout: float,
+    ready_timeout: float,
+    save_timeout: float,
+    rejoin_timeout: float,
+    grace: float,
+    poll: bool,
+    termination_log: str,
+    print_config: bool,
+) -> int:
+    """Have bundles in place before the application starts, and keep directories as bundles after it has ended.
+
+    The same can be said in dm_fuse_opts and dm_fuse_bd_NAME, and in YAML (the file or its text in dm_fuse_params). What is said
+    twice counts by its place: flags, environment, file, defaults.
+    """
+    flags = FuseFlags(coordination, stay, config_bucket, context, bundle_id_file, commands)
+    try:
+        configured = fuse_options(flags, os.environ, _read_file)
+        if print_config:
+            _print_config(configured, store)
+            return 0
+        for note in configured.notes:
+            complain(NAME, note)
+        options = configured.options
+        limits = protocol.Limits(
+            appear=appear_timeout, ready=ready_timeout, save=save_timeout, rejoin=rejoin_timeout, grace=grace
+        )
+        how = host.Options(save or "", limits, native, poll, STAY if options.stay else 0.0)
+        ending = _serve(options, store, how, signals)
+    except SidecarError as error:
+        write_termination_message(termination_log, str(error))
+        raise
+    if ending.problem is not None:
+        write_termination_message(termination_log, ending.problem.reason)
+    return ending.status
+
+
+def _serve(options: FuseOptions, store: str, how: host.Options, signals: process.SignalQueue) -> Ending:
+    battery = FuseBatteryOptions(store, options.sources, options.destinations, options.contributor)
+    kind = batteries.find("fuse")
+    fuse = protocol.batteries_of(["fuse"])[0]
+    with Directory(options.coordination) as directory:
+        return host.serve(
+            directory, fuse, lambda progress: kind.open(battery, progress), how, signals, lambda line: complain(NAME, line)
+        )
+
+
+def _read_file(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read(LONGEST + 1)
+
+
+def _print_config(configured: Configured[FuseOptions], store: str) -> None:
+    lines = [*explain(configured), ("store", store, "--store, SIDECAR_STORE or the default")]
+    key_width, value_width = max(len(line[0]) for line in lines), min(60, max(len(line[1]) for line in lines))
+    for key, value, where in lines:
+        click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {where}")

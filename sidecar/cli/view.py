@@ -1,0 +1,87 @@
+"""The live view of a pod that runs here: who is how far and who waits for whom; plain lines where there is no terminal.
+
+On a terminal it is there while participants wait and save, and steps aside while the command runs: the terminal is the command's
+then. It stops when the last battery is ready, some milliseconds before the command can print anything.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+
+from sidecar.cli.entry import complain, printable
+from sidecar.cli.status import drawn
+from sidecar.coordination.protocol import APPLICATION, RUNNING, WAITING
+from sidecar.coordination.report import Participant, Report, duration, explanation
+
+# Without a terminal: how often a line tells how far something is, in seconds.
+SELDOM = 5.0
+
+
+class View:
+    """Shows one report after the other on stderr."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._told: dict[str, tuple[str, int]] = {}
+        self._next_progress = 0.0
+
+    def show(self, report: Report) -> None:
+        """Show how things stand now."""
+        if self._quiet:
+            return
+        if self._console.is_terminal:
+            self._draw(report)
+        else:
+            self._tell(report)
+
+    def close(self) -> None:
+        """Leave the terminal to others; what was drawn last stays."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self, report: Report) -> None:
+        if report.over or _is_the_commands(report):
+            self.close()
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(drawn(report), refresh=True)
+
+    def _tell(self, report: Report) -> None:
+        for p in report.participants:
+            if p.record is None:
+                continue
+            state = (p.standing, p.record.life)
+            if self._told.get(p.name) != state:
+                self._told[p.name] = state
+                complain("sidecar", _line(p, report))
+        now = time.monotonic()
+        if now >= self._next_progress:
+            self._next_progress = now + SELDOM
+            for p in report.participants:
+                if p.progress is not None:
+                    complain("sidecar", f"{p.name} is {p.standing}: {explanation(p, report)}")
+
+
+def _line(p: Participant, report: Report) -> str:
+    took = f" after {duration(p.phases[-2].seconds)}" if len(p.phases) > 1 else ""
+    said = explanation(p, report)
+    return printable(f"{p.name} is {p.standing}{took}" + (f": {said}" if said else ""))
+
+
+def _is_the_commands(report: Report) -> bool:
+    """Tell whether the command runs or is about to: it was begun, or nothing keeps it from it any more."""
+    application = report.participant(APPLICATION)
+    if application is None or application.record is None:
+        return False
+    if application.standing == RUNNING:
+        return True
+    others = [p for p in report.participants if p.name != APPLICATION]
+    return application.standing == WAITING and all(p.record is not None and p.record.state == "ready" for p in others)
