@@ -1,7 +1,8 @@
 """The battery `fuse`: bundles are files before the application starts; directories are bundles after it has ended.
 
 In this mode sources are populated: downloaded into their directories, each byte verified. A restarted battery finds what it
-left, and rewrites nothing under a running application. A save that is repeated after a kill makes no second bundle where the
+left, and rewrites nothing under a running application. The volumes are shared with the application, which may be less trusted:
+no link that it may have planted is followed. A save that is repeated after a kill makes no second bundle where the
 first one was complete. `close` may come while either runs; it makes them end at the next chunk.
 """
 
@@ -13,44 +14,30 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sidecar.batteries import Kind, Progress
 from sidecar.errors import NotSaved, Unreachable
-from sidecar.store import Bundle, Store, open_store
+from sidecar.parameters.fuse import Destination, Source
+from sidecar.store import RESERVED, Bundle, Store, open_shared, open_store
 
-
-@dataclass(frozen=True)
-class Source:
-    """A bundle that is in directory `path` before the application starts; the latest where neither label nor id is given."""
-
-    name: str
-    path: str
-    repo: str
-    label: str = ""
-    bundle: str = ""
-
-
-@dataclass(frozen=True)
-class Destination:
-    """A directory that is kept as a bundle after the application has ended; its id is written to `bundle_id_file`."""
-
-    name: str
-    path: str
-    repo: str
-    message: str
-    label: str = ""
-    bundle_id_file: str = ""
+__all__ = ["KIND", "Destination", "FuseBattery", "FuseBatteryOptions", "Source", "open_battery"]
 
 
 @dataclass(frozen=True)
 class FuseBatteryOptions:
-    """`store` is the URL that holds the sources' bundles and takes the destinations'; `contributor` signs the latter."""
+    """`store` is the URL that holds the sources' bundles and takes the destinations'; `contributor` signs the latter.
+
+    `earlier` is what `ready` returned in an earlier life of the same pod: its sources are the same bundles again, wherever
+    their labels point by now, for the application may be reading them.
+    """
 
     store: str
     sources: tuple[Source, ...] = ()
     destinations: tuple[Destination, ...] = ()
     contributor: str = ""
+    earlier: Mapping[str, Any] | None = None
 
 
 class FuseBattery:
@@ -68,25 +55,41 @@ class FuseBattery:
 
         SourceMissing before the first byte is fetched where any of them does not exist.
         """
-        resolved = [
-            (each, self._store.resolve(each.repo, label=each.label, bundle=each.bundle)) for each in self._options.sources
-        ]
+        resolved = [(each, self._resolve(each)) for each in self._options.sources]
         # Before the download, which may take an hour: what will not be writable then is not now.
         for destination in self._options.destinations:
             _make_writable(destination.path)
+            if destination.bundle_id_file:
+                _make_writable(os.path.dirname(os.path.abspath(destination.bundle_id_file)))
         for source, bundle in resolved:
-            self._store.populate(bundle, source.path, self._progress, cancelled=self._closed.is_set)
+            self._store.populate(bundle, source.path, self._progress, shared=True, cancelled=self._closed.is_set)
         return {
             "sources": [{**_told(source, bundle), "mode": "populate"} for source, bundle in resolved],
         }
 
     def save(self) -> Mapping[str, Any]:
-        """Keep every destination as a bundle; return which. NotSaved, naming the destination, where one cannot be kept."""
-        return {"destinations": [_told(each, self._save(each)) for each in self._options.destinations]}
+        """Keep every destination as a bundle; return which. NotSaved, naming them, where some cannot be kept; the others are."""
+        saved, failed = [], []
+        for each in self._options.destinations:
+            try:
+                saved.append(_told(each, self._save(each)))
+            except NotSaved as error:
+                failed.append(str(error))
+        if failed:
+            others = (f"{told['name']!r} is saved as {told['repo']}@{told['bundle']}" for told in saved)
+            raise NotSaved("; ".join([*failed, *others]))
+        return {"destinations": saved}
 
     def close(self) -> None:
         """Make `ready` and `save` end soon, if they run."""
         self._closed.set()
+
+    def _resolve(self, source: Source) -> Bundle:
+        same = {"name": source.name, "path": source.path, "repo": source.repo, "label": source.label}
+        for told in (self._options.earlier or {}).get("sources", ()):
+            if same.items() <= told.items():
+                return self._store.resolve(source.repo, bundle=str(told.get("bundle", "")))
+        return self._store.resolve(source.repo, label=source.label, bundle=source.bundle)
 
     def _save(self, destination: Destination) -> Bundle:
         try:
@@ -98,6 +101,7 @@ class FuseBattery:
                 contributor=self._options.contributor,
                 progress=self._progress,
                 reuse=True,
+                shared=True,
                 cancelled=self._closed.is_set,
             )
         except NotSaved as error:
@@ -129,26 +133,35 @@ def _told(of: Source | Destination, bundle: Bundle) -> dict[str, Any]:
 
 def _make_writable(path: str) -> None:
     """Have a directory at `path` that can be written; Unreachable where that is not so. access(2) does not know full disks."""
-    probe = os.path.join(path, f".sidecar-probe-{secrets.token_hex(4)}")
     try:
-        os.makedirs(path, exist_ok=True)
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        os.unlink(probe)
+        fd = open_shared(path, make=True)
+        try:
+            # Of this name because it is never saved, should we be killed in between.
+            with suppress(FileExistsError):
+                os.mkdir(RESERVED, 0o700, dir_fd=fd)
+                os.rmdir(RESERVED, dir_fd=fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise Unreachable(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _write_whole(path: str, text: str) -> None:
     """Write a file that has all of its content from the moment it has its name."""
-    temporary = f"{path}.{secrets.token_hex(4)}"
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = f".{name[:200]}.{secrets.token_hex(4)}"
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        fd = open_shared(folder, make=True)
+        try:
+            with open(temporary, "x", encoding="utf-8", opener=partial(os.open, mode=0o666, dir_fd=fd)) as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=fd)
+            os.close(fd)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)
         # The bundle is safe, yet whoever was promised its id is not told: that is not a success.
         raise NotSaved(f"{path}: the bundle's id {text.strip()} cannot be written: {error.strerror}") from error

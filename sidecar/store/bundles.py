@@ -77,13 +77,16 @@ class Store:
         progress: Progress | None = None,
         skip_errors: bool = False,
         reuse: bool = False,
+        shared: bool = False,
         cancelled: Cancelled | None = None,
     ) -> Bundle:
         """Keep the directory at `path` as a new bundle of `repo`, point `label` at it, and return it, all durable.
 
         The repository is created where it is missing. With `reuse`, a bundle that the label points at or that is the latest is
         returned instead of a second one, if it holds the same tree with the same message and contributor: for callers that
-        cannot know whether they were killed before or after. `cancelled` is asked often, from several threads; Stopped then.
+        cannot know whether they were killed before or after. `shared` tells that others write to the volume: on the way to
+        `path`, symbolic links are then followed on the file system of `/` only; below it they never are. `cancelled` is asked
+        often, from several threads; Stopped then.
 
         ParametersError where repo or label cannot be names, or a text is too long for a record.
         NotSaved where something is no file, directory or link, cannot be read, or changes while it is read, twice; with
@@ -99,7 +102,7 @@ class Store:
         parents = self._parents(repo, label)
         parent = parents[0] if parents else None
         meter = Meter(f"saving to {repo}", progress, cancelled)
-        uploaded = upload(self._objects, os.fspath(path), self._known(parent), meter, skip_errors=skip_errors)
+        uploaded = upload(self._objects, os.fspath(path), self._known(parent), meter, skip_errors=skip_errors, shared=shared)
         data = form.encode_manifest(uploaded.entries)
         manifest = blake3(data).hexdigest()
         if reuse:
@@ -178,18 +181,20 @@ class Store:
         path: str | os.PathLike[str],
         progress: Progress | None = None,
         *,
+        shared: bool = False,
         cancelled: Cancelled | None = None,
     ) -> None:
         """Have the bundle's tree in directory `path`, which is made where it is missing. Every byte is verified.
 
         Files appear whole or not at all. What is there with the same type, size, mtime and mode is left alone, and so is what
         the bundle does not name. Corrupt names file and object. Unreachable where `path` cannot be written, or holds something
-        of another type, a symbolic link above all, where the bundle has an entry. Stopped once `cancelled` says so.
+        of another type, a symbolic link above all, where the bundle has an entry. Stopped once `cancelled` says so. `shared`:
+        see `save`.
         """
         meter = Meter(f"populating from {bundle.repo}", progress, cancelled)
         entries = self.manifest(bundle)
         reader = download.Reader(self._objects, self._where(bundle))
-        download.populate(reader, entries, os.fspath(path), meter, self._objects.parallel)
+        download.populate(reader, entries, os.fspath(path), meter, self._objects.parallel, shared=shared)
 
     def verify(self, bundle: Bundle, progress: Progress | None = None, *, cancelled: Cancelled | None = None) -> int:
         """Read everything a bundle refers to, and return its size in bytes. Corrupt, a line for each object, where it differs."""

@@ -129,15 +129,16 @@ def verify(reader: Reader, entries: Iterable[Entry], meter: Meter, parallel: int
         raise Corrupt("\n".join([*list(faults)[:20], *more]))
 
 
-def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, parallel: int) -> None:
+def populate(
+    reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, parallel: int, *, shared: bool = False
+) -> None:
     """Have `entries` below directory `path`, which is made where it is missing.
 
     What is there with the same type, size, mtime and mode is left alone. Corrupt where a chunk is not what it was, Unreachable
-    where the directory cannot be written or something of another type stands in the way.
+    where the directory cannot be written or something of another type stands in the way. `shared`: see tree.open_shared.
     """
     with _writing(path, ""):
-        os.makedirs(path, exist_ok=True)
-        tree = Directories(path)
+        tree = Directories(path, shared=shared, make=True)
     try:
         with _turn(tree.top, meter.check), Window[int](parallel) as window:
             _Populate(reader, tree, path, meter, window).run(entries)

@@ -35,14 +35,17 @@ class Uploaded:
     skipped: int
 
 
-def upload(objects: Objects, path: str, known: Mapping[str, Piece], meter: Meter, *, skip_errors: bool = False) -> Uploaded:
+def upload(
+    objects: Objects, path: str, known: Mapping[str, Piece], meter: Meter, *, skip_errors: bool = False, shared: bool = False
+) -> Uploaded:
     """Put the content of directory `path` into `objects`, but for chunks that lie where `known`, a map by hash, says.
 
     NotSaved where something cannot be kept as it is: a special file, one that cannot be read, or one that changes while it is
-    read, twice. With `skip_errors` such entries are left out, counted and logged. Unreachable where the store fails.
+    read, twice. With `skip_errors` such entries are left out, counted and logged. Unreachable where the store fails. `shared`:
+    see tree.open_shared.
     """
     try:
-        tree = Directories(path)
+        tree = Directories(path, shared=shared)
     except OSError as error:
         raise NotSaved(f"{path}: {error.strerror}") from error
     try:

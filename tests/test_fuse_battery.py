@@ -1,0 +1,298 @@
+"""What the battery `fuse` does with its sources and destinations, on a store of real files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.batteries import find
+from sidecar.batteries.fuse import KIND, Destination, FuseBattery, FuseBatteryOptions, Source, open_battery
+from sidecar.errors import ConfigurationError, NotSaved, SidecarError, SourceMissing, Unreachable
+from sidecar.store import Bundle, Stopped, Store, open_store
+from sidecar.testing import check_battery, read_tree
+
+# Another file system than that of /, as a volume in a container is.
+VOLUME = Path("/dev/shm")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def weather(store: Store, tmp_path: Path) -> Bundle:
+    """The bundle weather@latest."""
+    tree = tmp_path / "weather"
+    (tree / "2026").mkdir(parents=True)
+    (tree / "2026" / "january.csv").write_text("1,2\n")
+    (tree / "large").write_bytes(b"0123456789abcdef" * (1 << 16) * 3)
+    return store.save(tree, "weather", label="latest")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A directory with what an application made."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "table").write_text("42")
+    return out
+
+
+def battery(store: Store, *what: Source | Destination, earlier: Mapping[str, Any] | None = None) -> FuseBattery:
+    sources = tuple(each for each in what if isinstance(each, Source))
+    destinations = tuple(each for each in what if isinstance(each, Destination))
+    return open_battery(FuseBatteryOptions(store.url, sources, destinations, "someone", earlier), lambda *_: None)
+
+
+def source(path: Path, label: str = "latest", bundle: str = "") -> Source:
+    return Source("input", str(path), "weather", label, bundle)
+
+
+def destination(path: Path, label: str = "", bundle_id_file: str = "") -> Destination:
+    return Destination("output", str(path), "results", "made by a test", label, bundle_id_file)
+
+
+# --- the contract, and being found -----------------------------------------------------------------------------------
+
+
+def test_it_keeps_the_contract_of_a_battery(store: Store, weather: Bundle, tmp_path: Path) -> None:
+    check_battery(lambda: battery(store, source(tmp_path / "in"), destination(tmp_path / "made")))
+
+
+def test_with_nothing_to_bring_and_nothing_to_keep_it_keeps_the_contract(store: Store) -> None:
+    check_battery(lambda: battery(store))
+
+
+def test_it_is_found_by_its_name() -> None:
+    assert find("fuse") is KIND
+
+
+def test_a_store_of_no_known_kind_is_refused_before_anything_is_done() -> None:
+    with pytest.raises(ConfigurationError, match="nosuch"):
+        open_battery(FuseBatteryOptions("nosuch://x"), lambda *_: None)
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_source_is_in_its_directory_when_the_application_may_start(store: Store, weather: Bundle, tmp_path: Path) -> None:
+    told = battery(store, source(tmp_path / "deep" / "in")).ready()
+    assert read_tree(str(tmp_path / "deep" / "in")) == read_tree(str(tmp_path / "weather"))
+    expected = {"name": "input", "path": str(tmp_path / "deep" / "in"), "repo": "weather", "label": "latest", "mode": "populate"}
+    assert told == {"sources": [expected | {"bundle": weather.id, "files": 2, "bytes": weather.bytes}]}
+
+
+def test_a_source_may_be_named_by_its_bundles_id_or_be_the_latest(
+    store: Store, weather: Bundle, out: Path, tmp_path: Path
+) -> None:
+    store.save(out, "weather")
+    battery(store, source(tmp_path / "by-id", "", weather.id)).ready()
+    battery(store, source(tmp_path / "by-time", "")).ready()
+    assert sorted(os.listdir(tmp_path / "by-id")) == ["2026", "large"]
+    assert os.listdir(tmp_path / "by-time") == ["table"]
+
+
+@pytest.mark.parametrize(
+    ("repo", "label", "exist"), [("weather", "lastest", ["latest"]), ("whether", "latest", ["weather"]), ("weather", "", None)]
+)
+def test_a_source_that_does_not_exist_is_told_with_what_does(
+    repo: str, label: str, exist: list[str] | None, store: Store, weather: Bundle, tmp_path: Path
+) -> None:
+    wrong = Source("input", str(tmp_path / "in"), repo, label, "" if label else "0" * 26)
+    with pytest.raises(SourceMissing) as caught:
+        battery(store, source(tmp_path / "first"), wrong).ready()
+    assert caught.value.status == 66
+    assert list(caught.value.exist) == (exist or [weather.id])
+    assert (exist or [weather.id])[0] in str(caught.value)
+    assert not (tmp_path / "first").exists(), "nothing is fetched where anything is missing"
+
+
+def test_a_restart_rewrites_nothing(store: Store, weather: Bundle, tmp_path: Path) -> None:
+    battery(store, source(tmp_path / "in")).ready()
+    before = {path: (path.stat().st_ino, path.stat().st_ctime_ns) for path in (tmp_path / "in").rglob("*")}
+    battery(store, source(tmp_path / "in")).ready()
+    assert {path: (path.stat().st_ino, path.stat().st_ctime_ns) for path in (tmp_path / "in").rglob("*")} == before
+
+
+def test_a_restart_keeps_to_its_bundle_although_the_label_has_moved(
+    store: Store, weather: Bundle, out: Path, tmp_path: Path
+) -> None:
+    told = battery(store, source(tmp_path / "in")).ready()
+    store.save(out, "weather", label="latest")
+    again = battery(store, source(tmp_path / "in"), earlier=told).ready()
+    assert again == told
+    assert sorted(os.listdir(tmp_path / "in")) == ["2026", "large"]
+
+
+def test_what_an_earlier_life_told_of_another_source_does_not_count(
+    store: Store, weather: Bundle, out: Path, tmp_path: Path
+) -> None:
+    told = battery(store, source(tmp_path / "in")).ready()
+    new = store.save(out, "weather", label="other")
+    assert battery(store, source(tmp_path / "in2", "other"), earlier=told).ready()["sources"][0]["bundle"] == new.id
+
+
+def test_what_a_life_that_was_ended_left_half_done_the_next_completes(store: Store, weather: Bundle, tmp_path: Path) -> None:
+    ended = battery(store, source(tmp_path / "in"))
+    ended.close()
+    with pytest.raises(Stopped):
+        ended.ready()
+    battery(store, source(tmp_path / "in")).ready()
+    assert read_tree(str(tmp_path / "in")) == read_tree(str(tmp_path / "weather"))
+
+
+# --- destinations ----------------------------------------------------------------------------------------------------
+
+
+def test_a_destination_exists_before_the_application_starts_and_is_a_bundle_after(store: Store, tmp_path: Path) -> None:
+    ours = battery(store, destination(tmp_path / "deep" / "out", "latest"))
+    ours.ready()
+    assert os.listdir(tmp_path / "deep" / "out") == []
+    (tmp_path / "deep" / "out" / "table").write_text("42")
+    told = ours.save()
+    saved = store.resolve("results", label="latest")
+    assert (saved.message, saved.contributor, saved.files) == ("made by a test", "someone", 1)
+    expected = {"name": "output", "path": str(tmp_path / "deep" / "out"), "repo": "results", "label": "latest"}
+    assert told == {"destinations": [expected | {"bundle": saved.id, "files": 1, "bytes": 2}]}
+
+
+def test_the_bundles_id_is_written_to_its_file(store: Store, out: Path, tmp_path: Path) -> None:
+    told = battery(store, destination(out, bundle_id_file=str(tmp_path / "ids" / "bundle"))).save()
+    assert (tmp_path / "ids" / "bundle").read_text() == told["destinations"][0]["bundle"] + "\n"
+    assert os.listdir(tmp_path / "ids") == ["bundle"]
+    assert (tmp_path / "ids" / "bundle").stat().st_mode & 0o111 == 0
+
+
+def test_saving_again_after_a_kill_makes_no_second_bundle(store: Store, out: Path) -> None:
+    first = battery(store, destination(out, "latest")).save()
+    assert battery(store, destination(out, "latest")).save() == first
+    assert len(store.bundles("results")) == 1
+
+
+def test_the_destinations_beside_one_that_cannot_be_kept_are_kept(store: Store, out: Path, tmp_path: Path) -> None:
+    gone = Destination("gone", str(tmp_path / "gone"), "results", "m")
+    with pytest.raises(NotSaved, match=r"'gone'.*; 'output' is saved as results@") as caught:
+        battery(store, gone, destination(out)).save()
+    assert caught.value.status == 73
+    assert store.resolve("results").id in str(caught.value)
+
+
+def test_a_destination_that_cannot_be_written_is_told_before_the_application_starts(
+    store: Store, weather: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for wrong in (destination(tmp_path / "file" / "out"), destination(tmp_path / "o", "", str(tmp_path / "file" / "id"))):
+        with pytest.raises(Unreachable, match="cannot be written"):
+            battery(store, source(tmp_path / "in"), wrong).ready()
+    assert not (tmp_path / "in").exists()
+
+
+def test_an_id_that_cannot_be_written_is_no_success(store: Store, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "id").mkdir()
+    with pytest.raises(NotSaved, match="id"):
+        battery(store, destination(out, bundle_id_file=str(tmp_path / "id"))).save()
+    assert len(store.bundles("results")) == 1
+    assert sorted(os.listdir(tmp_path)) == ["id", "out", "store"]
+
+
+# --- being closed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ready", "save"])
+def test_closing_ends_what_is_under_way(method: str, store: Store, weather: Bundle, tmp_path: Path) -> None:
+    def progress(what: str, done: int, total: int) -> None:
+        assert done < total, "it was told to end before"
+        ours.close()
+
+    what = source(tmp_path / "in"), destination(tmp_path / "weather")
+    ours = open_battery(FuseBatteryOptions(store.url, what[:1], what[1:]), progress)
+    with pytest.raises(Stopped):
+        getattr(ours, method)()
+    assert not (tmp_path / "store" / "repos" / "results" / "bundles").exists()
+    assert not (tmp_path / "in" / "2026" / "january.csv").exists()
+
+
+# --- hostile paths ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Any:
+    if not VOLUME.is_dir() or VOLUME.stat().st_dev == Path("/").stat().st_dev:
+        pytest.skip(f"{VOLUME} is no file system of its own")
+    volume = VOLUME / f"sidecar-{os.urandom(8).hex()}"
+    volume.mkdir()
+    yield volume
+    for path in sorted(volume.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    volume.rmdir()
+
+
+@pytest.mark.parametrize("place", ["volume", "volume/sub"])
+def test_a_destination_that_was_swapped_for_a_link_is_not_saved(place: str, store: Store, out: Path, volume: Path) -> None:
+    (volume / "planted").symlink_to(out.parent if place == "volume/sub" else out)
+    wanted = volume / "planted" / out.name if place == "volume/sub" else volume / "planted"
+    with pytest.raises(NotSaved, match="'planted' is a symbolic link that others may have put there"):
+        battery(store, destination(wanted)).save()
+    assert store.bundles("results") == []
+
+
+def test_a_source_is_not_populated_through_a_link_on_a_volume(
+    store: Store, weather: Bundle, tmp_path: Path, volume: Path
+) -> None:
+    (tmp_path / "victim").mkdir()
+    (volume / "in").symlink_to(tmp_path / "victim")
+    for path in (volume / "in", volume / "in" / "deeper"):
+        with pytest.raises(Unreachable, match="symbolic link"):
+            battery(store, source(path)).ready()
+        with pytest.raises(Unreachable, match="symbolic link"):
+            battery(store, destination(path)).ready()
+    assert os.listdir(tmp_path / "victim") == []
+
+
+def test_an_id_is_not_written_through_a_link_on_a_volume(store: Store, out: Path, tmp_path: Path, volume: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (volume / "ids").symlink_to(tmp_path / "victim")
+    (volume / "id").symlink_to(tmp_path / "victim" / "id")
+    with pytest.raises(NotSaved, match="symbolic link"):
+        battery(store, destination(out, bundle_id_file=str(volume / "ids" / "id"))).save()
+    battery(store, destination(out, bundle_id_file=str(volume / "id"))).save()
+    assert os.listdir(tmp_path / "victim") == []
+    assert not (volume / "id").is_symlink()
+
+
+def test_links_of_the_root_file_system_are_followed(store: Store, weather: Bundle, out: Path, tmp_path: Path) -> None:
+    if tmp_path.stat().st_dev != Path("/").stat().st_dev:
+        pytest.skip("temporary files are on a volume here")
+    (tmp_path / "real" / "in").mkdir(parents=True)
+    (tmp_path / "relative").symlink_to("real/../real")
+    (tmp_path / "absolute").symlink_to(tmp_path / "relative")
+    (tmp_path / "round").symlink_to("round")
+    battery(store, source(tmp_path / "absolute" / "in")).ready()
+    assert sorted(os.listdir(tmp_path / "real" / "in")) == ["2026", "large"]
+    with pytest.raises(NotSaved):
+        battery(store, destination(tmp_path / "round")).save()
+
+
+def test_a_link_in_a_destination_is_kept_as_a_link(store: Store, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hidden")
+    (out / "link").symlink_to(tmp_path / "secret")
+    battery(store, destination(out)).save()
+    entries = {entry.path: entry for entry in store.manifest(store.resolve("results"))}
+    assert entries["link"].type == "link"
+    assert entries["link"].target == str(tmp_path / "secret")
+
+
+@pytest.mark.parametrize("repo", ["../../etc", "/etc", "a/b", "", ".hidden", "a\nb"])
+def test_a_repository_whose_name_would_lead_elsewhere_is_refused(repo: str, store: Store, out: Path, tmp_path: Path) -> None:
+    with pytest.raises(SidecarError) as caught:
+        battery(store, Source("input", str(tmp_path / "in"), repo)).ready()
+    assert caught.value.status == 65
+    with pytest.raises(SidecarError) as caught:
+        battery(store, Destination("output", str(out), repo, "m")).save()
+    assert caught.value.status == 65
+    assert not (tmp_path / "store").exists()
