@@ -420,6 +420,15 @@ def test_a_document_that_cannot_be_read_is_not_told_to_lack_things_too() -> None
     assert len(caught.value.faults) == 1
 
 
+def test_a_bundle_without_a_name_is_checked_all_the_same() -> None:
+    with pytest.raises(ParametersError) as caught:
+        fuse_document("globalOpts: {coordPoint: /c}\nbundles:\n- srcPath: in\n  srcRepo: r\n  srcLabel: l\n", "x")
+    assert [str(fault) for fault in caught.value.faults] == [
+        "x line 3: name: expected a name, it is missing",
+        "x line 3: srcPath: expected an absolute path, one that begins with '/', not 'in'",
+    ]
+
+
 def test_a_file_that_is_not_there_is_named() -> None:
     assert "dm_fuse_params: /p.yaml: cannot be read: No such file or directory" in faults(MOUNT, yaml="/p.yaml")
 

@@ -149,7 +149,7 @@ def postgres_document(text: str, name: str) -> Configured[PostgresOptions]:
 
 @dataclass
 class _File:
-    """What the file says; `single` is the name of its `database`, and `many` tells that it has a list `databases`."""
+    """What the file says; `single` is the name of its `database`, and `many` tells that its list `databases` has any."""
 
     layer: Layer
     single: str = ""
@@ -209,7 +209,7 @@ def _document(text: str, name: str, faults: list[Fault]) -> _File:
             faults.append(Fault(document.where(top["databases"]), "databases", problem))
         nodes = document.sequence(top["databases"], "databases")
         file.layer.named = by_name([document.section(node, (_NAME, *DATABASE)) for node in nodes], faults)
-        file.many = True
+        file.many = bool(nodes)
     elif "database" in top:
         section = document.section(top["database"], (_NAME, *DATABASE))
         section.put(Setting("name", _name_of(section) or "db", "default", "name"), faults)
@@ -254,8 +254,6 @@ def _configured(layers: Sequence[Layer], faults: list[Fault]) -> Configured[Post
         name: read(section, DATABASE, f"databases.{name}.", notes, faults)
         for name, section in merge_named(layers, faults).items()
     }
-    if not databases and not pod.section.torn:
-        faults.append(Fault("databases", "", "expected a database, the list is empty"))
     options = PostgresOptions(
         coordination=pod["coordPoint"],
         stay=pod["sleepInsteadOfExit"],

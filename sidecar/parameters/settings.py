@@ -128,10 +128,12 @@ def merge_named(layers: Sequence[Layer], faults: list[Fault]) -> dict[str, Secti
 def by_name(sections: Iterable[Section], faults: list[Fault]) -> dict[str, Section]:
     """Return sections under the names that they give themselves; a fault for each that has none or another's."""
     named: dict[str, Section] = {}
-    for section in sections:
+    for number, section in enumerate(sections, 1):
         setting = section.given.get("name")
         if setting is None:
             faults.append(Fault(section.where, "name", "expected a name, it is missing"))
+            # The rest of it is checked all the same.
+            named[f"#{number}"] = section
         elif setting.value in named:
             problem = f"the name {setting.value!r} is given twice, first at {named[setting.value].given['name'].where}"
             faults.append(Fault(setting.where, "name", problem))
