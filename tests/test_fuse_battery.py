@@ -29,6 +29,7 @@ def weather(store: Store, tmp_path: Path) -> Bundle:
     """The bundle weather@latest."""
     tree = tmp_path / "weather"
     (tree / "2026").mkdir(parents=True)
+    (tree / "2026" / "february.csv").write_text("3,4\n")
     (tree / "2026" / "january.csv").write_text("1,2\n")
     (tree / "large").write_bytes(b"0123456789abcdef" * (1 << 16) * 3)
     return store.save(tree, "weather", label="latest")
@@ -84,7 +85,7 @@ def test_a_source_is_in_its_directory_when_the_application_may_start(store: Stor
     told = battery(store, source(tmp_path / "deep" / "in")).ready()
     assert read_tree(str(tmp_path / "deep" / "in")) == read_tree(str(tmp_path / "weather"))
     expected = {"name": "input", "path": str(tmp_path / "deep" / "in"), "repo": "weather", "label": "latest", "mode": "populate"}
-    assert told == {"sources": [expected | {"bundle": weather.id, "files": 2, "bytes": weather.bytes}]}
+    assert told == {"sources": [expected | {"bundle": weather.id, "files": 3, "bytes": weather.bytes}]}
 
 
 def test_a_source_may_be_named_by_its_bundles_id_or_be_the_latest(
