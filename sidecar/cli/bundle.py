@@ -15,8 +15,8 @@ import click
 from sidecar.cli.entry import printable
 from sidecar.cli.progress import Progress
 from sidecar.cli.store_option import store_option
-from sidecar.coordination.report import size
 from sidecar.errors import SidecarError
+from sidecar.figures import amount
 from sidecar.store import Bundle, Entry, Reference, Store, check_name, open_store, parse_reference
 
 
@@ -105,7 +105,7 @@ def upload(
         return
     click.echo(saved.reference)
     left_out = f"; {saved.skipped} left out" if saved.skipped else ""
-    click.echo(f"{_held(saved)}, {size(saved.stored)} of them new{left_out}", err=True)
+    click.echo(f"{_held(saved)}, {amount(saved.stored)} of them new{left_out}", err=True)
 
 
 @bundle.command(
@@ -145,7 +145,7 @@ def list_bundles(repo: str, store: str, as_json: bool) -> None:
         return
     _print_table(
         [
-            (each.id, each.time, str(each.files), size(each.bytes), ",".join(pointing[each.id]), each.message)
+            (each.id, each.time, str(each.files), amount(each.bytes), ",".join(pointing[each.id]), each.message)
             for each in bundles
         ],
         right=(2, 3),
@@ -193,7 +193,7 @@ def verify(ref: Reference, store: str) -> None:
 
 def _held(of: Bundle) -> str:
     counted = (_counted(of.files, "file"), _counted(of.directories, "directory"), _counted(of.links, "link"))
-    return ", ".join([*filter(None, counted), size(of.bytes)])
+    return ", ".join([*filter(None, counted), amount(of.bytes)])
 
 
 def _counted(count: int, what: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar.cli.entry import printable
-from sidecar.coordination.report import far
+from sidecar.figures import share
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -55,7 +55,7 @@ class Progress:
                 self._draw(what, done, total)
             elif time.monotonic() - self._said >= self._interval:
                 self._said = time.monotonic()
-                click.echo(printable(far({"what": what, "done": done, "total": total})), err=True)
+                click.echo(printable(f"{what}: {share(done, total)}"), err=True)
 
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._bars is None:

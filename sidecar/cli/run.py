@@ -22,9 +22,10 @@ from sidecar.cli.store_option import store_option
 from sidecar.cli.view import View
 from sidecar.coordination import pod, protocol
 from sidecar.coordination.protocol import APPLICATION
-from sidecar.coordination.report import Report, duration, look, size
+from sidecar.coordination.report import Report, look
 from sidecar.coordination.signals import Directory
 from sidecar.errors import UNAVAILABLE, UsageError
+from sidecar.figures import amount, duration
 from sidecar.store import parse_reference
 
 LIMITS = ("appear-timeout", "ready-timeout", "run-timeout", "save-timeout", "grace")
@@ -162,5 +163,5 @@ def _tell_saved(report: Report) -> None:
         complain(
             "sidecar",
             f"{each['path']} is saved as {each['repo']}{label}: bundle {each['bundle']}, {each['files']} files, "
-            f"{size(each['bytes'])}, in {duration(took)}",
+            f"{amount(each['bytes'])}, in {duration(took)}",
         )

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar.cli.entry import printable
-from sidecar.coordination.report import Participant, Report, duration, explanation, look
+from sidecar.coordination.report import Participant, Report, explanation, look
 from sidecar.coordination.signals import Directory
+from sidecar.figures import duration
 
 if TYPE_CHECKING:
+    from rich.columns import Columns
     from rich.console import Group
     from rich.text import Text
 
 # How often the view is drawn anew although nothing was said, in seconds: waits are counted in it.
 REDRAW = 1.0
 PLAIN_WIDTH = 160  # columns, where there is no terminal
-COLOURS = {"failed": "red", "died": "red", "done": "green", "running": "cyan", "expected": "yellow"}
+SCALE = 60  # columns of the timeline
+COLOURS = {"failed": "red", "died": "red", "done": "green", "running": "cyan", "expected": "yellow", "saving": "green"}
+GLYPHS = {"waiting": "·", "preparing": "░", "ready": "─", "running": "█", "exited": "▒", "saving": "▓"}
 
 
 @click.command(
@@ -74,19 +78,53 @@ def drawn(report: Report) -> Group:
     for p in report.participants:
         life = f" (life {p.record.life})" if p.record and p.record.life > 1 else ""
         state = Text(p.standing, style=COLOURS.get(p.standing, ""))
-        table.add_row(Text(printable(p.name) + life), state, _since(p, report), Text(printable(explanation(p, report))))
-    return Group(table, *(_phases(p) for p in report.participants if p.phases))
+        table.add_row(Text(printable(p.name) + life), state, _since(p, report), _what(p, report))
+    return Group(table, *_timeline(report))
+
+
+def _what(p: Participant, report: Report) -> Columns | Text:
+    from rich.columns import Columns
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    said = Text(printable(explanation(p, report)))
+    if p.progress is None or p.progress["total"] <= 0:
+        return said
+    return Columns([ProgressBar(total=p.progress["total"], completed=p.progress["done"], width=20), said])
 
 
 def _since(p: Participant, report: Report) -> str:
     return duration(max(0.0, report.now - p.phases[-1].since)) if p.phases else ""
 
 
-def _phases(p: Participant) -> Text:
+def _timeline(report: Report) -> list[Text]:
+    """Return the phases of each participant drawn to one scale, and how long each took."""
     from rich.text import Text
 
-    said = " → ".join(f"{x.state} {duration(x.seconds)}" if x.seconds else x.state for x in p.phases)
-    return Text(f"  {printable(p.name)}: from {clock(p.phases[0].since)}: {printable(said)}", style="dim")
+    drawn = [p for p in report.participants if p.phases]
+    if not drawn:
+        return []
+    begin = min(p.phases[0].since for p in drawn)
+    end = max(x.since + x.seconds for p in drawn for x in p.phases)
+    width = max(len(printable(p.name)) for p in drawn)
+    title = f"{'':{width}}  {clock(begin)}{duration(end - begin):>{SCALE - 12}}"
+    return [Text(""), Text(title, style="dim"), *(_drawn_phases(p, begin, max(end - begin, 1e-3), width) for p in drawn)]
+
+
+def _drawn_phases(p: Participant, begin: float, length: float, width: int) -> Text:
+    from rich.text import Text
+
+    line = Text(f"{printable(p.name):<{width}}  ")
+    at = 0
+    for phase in p.phases:
+        # By the ends, not the lengths, so that roundings do not add up. A phase that took any time at all is seen.
+        start, stop = (round((when - begin) / length * SCALE) for when in (phase.since, phase.since + phase.seconds))
+        start, stop = max(start, at), min(SCALE, max(stop, start + (phase.seconds > 0)))
+        line.append(" " * (start - at))
+        line.append(GLYPHS.get(phase.state, " ") * (stop - start), style=COLOURS.get(phase.state, ""))
+        at = max(at, stop)
+    took = "  ".join(f"{GLYPHS.get(x.state, ' ')} {x.state} {duration(x.seconds)}" for x in p.phases if x.seconds)
+    return line.append(" " * (SCALE - at) + f"  {printable(took)}", style="dim")
 
 
 def clock(seconds: float) -> str:

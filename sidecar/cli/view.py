@@ -11,10 +11,11 @@ import time
 from rich.console import Console
 from rich.live import Live
 
-from sidecar.cli.entry import complain, printable
+from sidecar.cli.entry import complain
 from sidecar.cli.status import drawn
-from sidecar.coordination.protocol import APPLICATION, RUNNING, WAITING
-from sidecar.coordination.report import Participant, Report, duration, explanation
+from sidecar.coordination.protocol import APPLICATION, EXITED, FAILED, READY, RUNNING, WAITING
+from sidecar.coordination.report import Participant, Report, explanation, payload_line
+from sidecar.figures import duration
 
 # Without a terminal: how often a line tells how far something is, in seconds.
 SELDOM = 5.0
@@ -61,7 +62,7 @@ class View:
             state = (p.standing, p.record.life)
             if self._told.get(p.name) != state:
                 self._told[p.name] = state
-                complain("sidecar", _line(p, report))
+                complain("sidecar", _line(p))
         now = time.monotonic()
         if now >= self._next_progress:
             self._next_progress = now + SELDOM
@@ -70,10 +71,19 @@ class View:
                     complain("sidecar", f"{p.name} is {p.standing}: {explanation(p, report)}")
 
 
-def _line(p: Participant, report: Report) -> str:
+def _line(p: Participant) -> str:
+    """Return the line that tells, once, what a participant has come to."""
+    assert p.record is not None
     took = f" after {duration(p.phases[-2].seconds)}" if len(p.phases) > 1 else ""
-    said = explanation(p, report)
-    return printable(f"{p.name} is {p.standing}{took}" + (f": {said}" if said else ""))
+    if p.standing == WAITING:
+        return f"{p.name}: waits for {', '.join(w.name for w in p.waits)}" if p.waits else f"{p.name}: waiting"
+    if p.standing == EXITED and p.record.exit is not None:
+        return f"{p.name}: the command ended with status {p.record.exit.status}{took}"
+    if p.standing == READY:
+        return f"{p.name}: ready{took}: {payload_line(p.record.payload)}"
+    if p.standing == FAILED and p.record.error is not None:
+        return f"{p.name}: failed{took}: {p.record.error.reason}"
+    return f"{p.name}: {p.standing}{took}"
 
 
 def _is_the_commands(report: Report) -> bool:
@@ -84,4 +94,4 @@ def _is_the_commands(report: Report) -> bool:
     if application.standing == RUNNING:
         return True
     others = [p for p in report.participants if p.name != APPLICATION]
-    return application.standing == WAITING and all(p.record is not None and p.record.state == "ready" for p in others)
+    return application.standing == WAITING and all(p.record is not None and p.record.state == READY for p in others)

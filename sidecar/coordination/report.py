@@ -29,6 +29,7 @@ from sidecar.coordination.protocol import (
 )
 from sidecar.coordination.signals import Directory, record_to_json
 from sidecar.errors import UsageError
+from sidecar.figures import amount, duration, share
 
 # Standings for people, in the place of the record's state where that says less.
 DIED, SCRIPT, EXPECTED = "died", "script", "expected"
@@ -235,31 +236,9 @@ def _participant_as_json(p: Participant) -> dict[str, Any]:
     }
 
 
-def duration(seconds: float) -> str:
-    """Return a length of time for people: 4 ms, 1.2 s, 3 min 4 s, 2 h 5 min."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes for people: 12 B, 3.4 KiB, 1.2 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def far(progress: Mapping[str, Any]) -> str:
     """Return how far something is, for people."""
-    done, total = progress["done"], progress["total"]
-    if total <= 0:
-        return f"{progress['what']}: {size(done)}"
-    return f"{progress['what']}: {size(done)} of {size(total)}, {100 * done // total} %"
+    return f"{progress['what']}: {share(progress['done'], progress['total'])}"
 
 
 def explanation(p: Participant, report: Report) -> str:
@@ -313,5 +292,5 @@ def payload_line(payload: Mapping[str, Any] | None) -> str:
 
 def _bundle_line(bundle: Mapping[str, Any]) -> str:
     label = f"@{bundle['label']}" if bundle.get("label") else ""
-    amount = size(bundle["bytes"]) if isinstance(bundle["bytes"], int) else "?"
-    return f"{bundle['repo']}{label} = {bundle['bundle']}, {bundle['files']} files, {amount}"
+    size = amount(bundle["bytes"]) if isinstance(bundle["bytes"], int) else "?"
+    return f"{bundle['repo']}{label} = {bundle['bundle']}, {bundle['files']} files, {size}"
