@@ -588,6 +588,6 @@ def record_from_json(thing: Any) -> Record:
         times=tuple((str(state), float(when)) for state, when in thing["times"]),
         payload=dict(thing["payload"]),
         born=float(thing["born"]),
-        limits=Limits(**{n: FOREVER if t is None else float(t) for n, t in thing["limits"].items()}),
+        limits=Limits(**{n: FOREVER if (t := thing["limits"][n]) is None else float(t) for n in Limits.__match_args__}),
         peers=tuple((str(name), str(kind)) for name, kind in thing["peers"]),
     )
