@@ -72,5 +72,5 @@ def _bars() -> Bars:
     from rich.progress import Progress as Bars
 
     # rich itself honours NO_COLOR. Descriptions hold names from a store: no markup may be read out of them.
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     return Bars(TextColumn("{task.description}", markup=False), *columns, console=Console(stderr=True))
