@@ -5,8 +5,8 @@ none is lost however many come at once; the descriptor only wakes whoever polls.
 with capacity one, loses SIGTERM in a burst.) All signals are blocked around fork, so one that comes meanwhile is delivered
 afterwards and forwarded. There is one waitpid loop and it owns every child: nothing else in the process may wait for one.
 
-The child gets a process group of its own, the terminal if there is one, default dispositions (those that were ignored when we
-started stay ignored, as with nohup), the original mask, none of our descriptors, and SIGKILL should we die.
+The child gets a process group of its own, the terminal if it is ours, default dispositions (those that were ignored when we
+started stay ignored, as with nohup), the original mask and environment, none of our descriptors, and SIGKILL should we die.
 """
 
 from __future__ import annotations
@@ -138,14 +138,17 @@ def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None, 
     With `output`, a descriptor, it runs in the background: its stdout and stderr go there, stdin is empty, and the terminal stays
     where it is.
     """
+    if environment is None:
+        environment = _environment_given()
     problem, tell = os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
+    parent, group = os.getpid(), os.getpgrp()
     mask = _signals.pthread_sigmask(_signals.SIG_BLOCK, _signals.valid_signals())
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where it was closed when we started
+            sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            _become(command, environment, mask, parent, tell, output)
+            _become(command, environment, mask, parent, group, tell, output)
         try:
             # Here too, so that a signal forwarded right away finds the group; whoever comes first, the other is told EACCES.
             os.setpgid(pid, pid)
@@ -167,8 +170,24 @@ def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None, 
     raise NotStarted(NOT_EXECUTABLE, f"{command[0]}: cannot be executed: {os.strerror(number)}")
 
 
+def _environment_given() -> dict[str, str]:
+    """Return the environment that we were given: in the C locale, Python puts an LC_CTYPE of its own into it (PEP 538)."""
+    environment = dict(os.environ)
+    if environment.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8"):
+        try:
+            with open("/proc/self/environ", "rb", buffering=0) as file:
+                given = [entry[9:] for entry in file.readall().split(b"\0") if entry.startswith(b"LC_CTYPE=")]
+        except OSError:
+            return environment  # No /proc: there is no telling.
+        if given:
+            environment["LC_CTYPE"] = os.fsdecode(given[0])
+        else:
+            del environment["LC_CTYPE"]
+    return environment
+
+
 def _become(
-    command: Sequence[str], environment: Mapping[str, str] | None, mask: set[Any], parent: int, tell: int, output: int
+    command: Sequence[str], environment: Mapping[str, str], mask: set[Any], parent: int, group: int, tell: int, output: int
 ) -> None:
     """In the child: become `command`. Never returns."""
     try:
@@ -177,7 +196,7 @@ def _become(
         if output >= 0:
             _go_to_background(output)
         else:
-            _give_terminal(os.getpid())
+            _give_terminal(os.getpid(), group)  # Not from the background: it is somebody else's then.
         for number in (*CAUGHT, SIGPIPE, SIGXFSZ, SIGTTOU):
             if number in (SIGPIPE, SIGXFSZ, SIGTTOU) or _signals.getsignal(number) != _signals.SIG_IGN:
                 _signals.signal(number, _signals.SIG_DFL)
@@ -188,9 +207,11 @@ def _become(
         if os.getppid() != parent and os.getppid() != 0:
             os._exit(NOT_EXECUTABLE)  # The parent died before the option stood.
         _signals.pthread_sigmask(_signals.SIG_SETMASK, mask)
-        _execute(command, os.environ if environment is None else environment)
+        _execute(command, environment)
     except OSError as error:
         os.write(tell, str(error.errno).encode())
+    except ValueError:  # a NUL, or an environment that is none
+        os.write(tell, str(errno.EINVAL).encode())
     finally:
         os._exit(NOT_EXECUTABLE)
 

@@ -257,6 +257,11 @@ class Pod:
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(1)
+            # As a container starts: whoever runs the tests may ignore or block signals (nohup, a job in the background).
+            for number in range(1, 65):
+                if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+                    signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             if prepare is not None:
                 prepare()
 
@@ -297,7 +302,8 @@ class Pod:
 
     def _script(self, shell: str, side: str) -> Path:
         path = self.folder / f"{side}.{shell}"
-        path.write_text(_SCRIPTS[shell, side])
+        if not path.exists():  # one that runs is still being read
+            path.write_text(_SCRIPTS[shell, side])
         return path
 
     # --- saying and hearing
@@ -407,5 +413,5 @@ def unshare(*what: str) -> list[str]:
     return ["unshare", *(["--user", "--map-root-user"] if os.getuid() else []), *what]
 
 
-# The command behind these words is PID 1; the process that is started is its parent, and not it.
+# The command behind these words is PID 1 of a namespace; the process that is started is its parent.
 PID_1 = unshare("--pid", "--fork", "--kill-child", "--mount-proc")

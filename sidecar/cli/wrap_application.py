@@ -175,13 +175,15 @@ def main() -> NoReturn:
     try:
         said = parse(sys.argv[1:])
         if said.plain & {"-h", "--help"}:
-            sys.stdout.write(HELP)
+            _print(HELP)
             _leave(0)
         if "--version" in said.plain:
-            sys.stdout.write(f"{NAME} {__version__}\n")
+            _print(f"{NAME} {__version__}\n")
             _leave(0)
         if "directory" not in said.values:
             raise UsageError("-c DIR is missing: the coordination directory")
+        if not said.last("directory", ""):
+            raise UsageError("-c expects a directory, not '' (is the variable behind it set?)")
         if "kinds" not in said.values:
             raise UsageError("-b KIND is missing: the batteries to wait for, such as fuse or postgres")
         batteries = protocol.batteries_of(said.values["kinds"], " ".join(said.values.get("databases", [])).split())
@@ -189,7 +191,7 @@ def main() -> NoReturn:
         if not said.command or not said.command[0]:
             raise UsageError("CMD is missing: the command to run, behind --")
     except UsageError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
+        _say(str(error))
         _leave(error.status)
 
     quiet = "quiet" in said.plain
@@ -208,26 +210,31 @@ def main() -> NoReturn:
         write_termination_message(log, str(error))
         _leave(error.status)
     if ending.problem is not None:
-        if quiet:
-            _say(ending.problem.reason)
+        _say(ending.problem.reason)
         write_termination_message(log, ending.problem.reason)
     _leave(ending.status)
 
 
 def _say(line: str) -> None:
-    try:
-        sys.stderr.write(f"{NAME}: {line}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
+    if sys.stderr is not None:  # as where it was closed when we started
+        try:
+            sys.stderr.write(f"{NAME}: {line}\n")
+            sys.stderr.flush()
+        except OSError:
+            pass
+
+
+def _print(text: str) -> None:
+    if sys.stdout is not None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError:
+            pass
 
 
 def _leave(status: int) -> NoReturn:
     """End at once: threads that wait for deaths in a system call must not be waited for."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        pass
     os._exit(status)
 
 
