@@ -295,6 +295,7 @@ def test_bundles_of_commands_come_before_the_others_which_stand_by_name() -> Non
         (";:sp:in;sr:r;sl:l", "dm_fuse_bd_x: sp: expected an absolute path, one that begins with '/', not 'in'"),
         (";:sp:/a/../b;sr:r;sl:l", "dm_fuse_bd_x: sp: expected a path without '..', not '/a/../b'"),
         (";:sp:/.;sr:r;sl:l", "dm_fuse_bd_x: sp: expected a directory below '/', not '/' itself"),
+        (f";:sp:/{'a' * 4095};sr:r;sl:l", "dm_fuse_bd_x: sp: expected a path of at most 4095 characters, not 4096"),
         (";:sp:/a\nb;sr:r;sl:l", "dm_fuse_bd_x: sp: expected a path without control characters, not '/a\\nb'"),
         (";:sp:/a;sr:r/s;sl:l", "dm_fuse_bd_x: sr: expected a name of letters, digits and - _ . +, not 'r/s' with '/'"),
         (";:sp:/a;sr:.r;sl:l", "dm_fuse_bd_x: sr: expected a name that begins with neither '.' nor '-', not '.r'"),
@@ -335,6 +336,10 @@ def test_a_name_that_could_not_be_part_of_a_path_is_refused(name: str) -> None:
         (
             {"a": "dp:/a;dif:/id", "b": "dp:/b;dif:/id"},
             "dm_fuse_bd_b: dif: the bundle id of 'a' is written there: expected another file",
+        ),
+        (
+            {"a": "dp:/out;dif:/in/id", "b": "sp:/in"},
+            "dm_fuse_bd_a: dif: /in/id is or lies in /in, which source 'b' has for itself",
         ),
         ({"a": "sp:/in", "b": "dp:/input"}, ""),
         ({"a": "sp:/work/in", "b": "dp:/work"}, ""),
@@ -441,6 +446,7 @@ def test_hostile_documents_cost_what_their_text_costs() -> None:
     assert "expected globalOpts, bundles" in "".join(faults(MOUNT, yaml=bomb + "bundles: *u\n"))
     assert faults(MOUNT, yaml="globalOpts: &a\n  contributor: *a\n")
     assert "nested too deeply" in faults(MOUNT, yaml="a: " + "[" * 20000)[0]
+    assert "at most 4095 characters" in faults(dm_fuse_bd_a=f";:sp:{'/a' * LIMIT};sr:r;sl:l")[0]
     assert f"expected at most {LIMIT}" in faults(MOUNT, yaml="#\n" + " " * LIMIT + "\n#")[0]
 
 

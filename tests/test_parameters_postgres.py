@@ -301,7 +301,7 @@ def test_a_name_that_could_not_be_a_folder_of_the_coordination_directory_is_refu
         ),
         (
             "databases:\n- {name: a, pgPort: 1}\n- {name: b, pgPort: 2, dataDir: /pg_stage/a}",
-            "/p line 3: dataDir: /pg_stage/a/b of database 'b' and /pg_stage/a of 'a':",
+            "/p line 3: dataDir: /pg_stage/a/b of database 'b' lies in /pg_stage/a of 'a': expected another directory",
         ),
         ("database: {name: a b}", "/p line 1: name: database 'a b': expected a name without spaces"),
         ("database: {name: a/b}", "/p line 1: name: expected a name without '/', not 'a/b'"),

@@ -264,23 +264,15 @@ def _with_bundle_id_file(destinations: Sequence[Destination], pod: Values, fault
 
 
 def _check_paths(bundles: Mapping[str, Values], faults: list[Fault]) -> None:
-    sources = {name: values["srcPath"] for name, values in bundles.items() if values["srcPath"]}
+    tops: dict[str, str] = {}
     files: dict[str, str] = {}
-    earlier: dict[str, str] = {}
     for name, values in bundles.items():
-        # Of two sources on one path the second is told, of two that are nested the inner one.
-        others = {other: top for other, top in sources.items() if other != name and top != values["srcPath"]} | earlier
+        tops.setdefault(values["srcPath"], name)
+    for name, values in bundles.items():
         for key in ("srcPath", "destPath", "destBundleID"):
-            other = _holder(values[key], others)
-            if other:
-                problem = f"{values[key]} is or lies in {sources[other]}, which source {other!r} has for itself"
-                faults.append(values.wrong(key, problem))
-        if values["srcPath"]:
-            earlier[name] = values["srcPath"]
+            # Of two sources on one path the second is told, of two that are nested the inner one.
+            top = next((top for top in of.lineage(values[key]) if tops.get(top, name) != name), "")
+            if top:
+                faults.append(values.wrong(key, f"{values[key]} is or lies in {top}, which source {tops[top]!r} has for itself"))
         if values["destBundleID"] and (other := files.setdefault(values["destBundleID"], name)) != name:
             faults.append(values.wrong("destBundleID", f"the bundle id of {other!r} is written there: expected another file"))
-
-
-def _holder(path: str, directories: Mapping[str, str]) -> str:
-    """Return the name of a directory that `path` is or lies in; "" where there is none."""
-    return next((name for name, top in directories.items() if path == top or path.startswith(f"{top}/")), "")

@@ -304,17 +304,14 @@ def _destination(name: str, path: str, values: Values, faults: list[Fault]) -> D
 
 def _check_databases(databases: Mapping[str, Values], faults: list[Fault]) -> None:
     ports: dict[int, str] = {}
-    directories: dict[str, str] = {}
+    directories = {_data_dir(name, values): name for name, values in databases.items()}
     for name, values in databases.items():
         other = ports.setdefault(values["pgPort"], name)
         if other != name:
             problem = f"database {name!r} has port {values['pgPort']}, and so has {other!r}: expected another one"
             faults.append(values.wrong("pgPort", problem))
         path = _data_dir(name, values)
-        for other, taken in directories.items():
-            if path.startswith(f"{taken}/") or taken.startswith(f"{path}/"):
-                problem = (
-                    f"{path} of database {name!r} and {taken} of {other!r}: expected directories that do not lie in each other"
-                )
-                faults.append(values.wrong("dataDir", problem))
-        directories[name] = path
+        around = next((top for top in of.lineage(path)[:-1] if top in directories), "")
+        if around:
+            problem = f"{path} of database {name!r} lies in {around} of {directories[around]!r}: expected another directory"
+            faults.append(values.wrong("dataDir", problem))

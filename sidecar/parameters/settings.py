@@ -15,6 +15,7 @@ import posixpath
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Generic, Literal, TypeVar
 
 from sidecar.errors import Fault, ParametersError
@@ -22,6 +23,8 @@ from sidecar.errors import Fault, ParametersError
 Options = TypeVar("Options")
 Dialect = Literal["flag", "code", "key"]
 
+# What Linux takes, in bytes.
+PATH_LIMIT = 4095
 CHOICES = (frozenset({"srcLabel", "srcBundle"}),)
 
 
@@ -264,6 +267,8 @@ def path(value: str) -> str:
     """Return an absolute path, normalized."""
     if any(unicodedata.category(c) == "Cc" for c in value):
         raise ValueError(f"expected a path without control characters, not {value!r}")
+    if len(value) > PATH_LIMIT:
+        raise ValueError(f"expected a path of at most {PATH_LIMIT} characters, not {len(value)}")
     if not value.startswith("/"):
         raise ValueError(f"expected an absolute path, one that begins with '/', not {value!r}")
     if ".." in value.split("/"):
@@ -272,6 +277,13 @@ def path(value: str) -> str:
     if normal == "/":
         raise ValueError("expected a directory below '/', not '/' itself")
     return normal
+
+
+def lineage(path: str) -> list[str]:
+    """Return the directories that a normalized path lies in, the outermost first, and itself; nothing of what is no path."""
+    if len(path) > 2 * PATH_LIMIT:
+        return []
+    return list(accumulate((f"/{part}" for part in path.split("/")[1:]), str.__add__))
 
 
 def file_path(value: str) -> str:
