@@ -18,6 +18,11 @@ def share(done: int, total: int) -> str:
     return f"{amount(done)} of {amount(total)} ({100 * done // total} %)" if total > 0 else amount(done)
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things: 1 file, 2 files."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 def duration(seconds: float) -> str:
     """Return a length of time: 4 ms, 1.2 s, 3 min 4 s, 2 h 5 min."""
     if seconds < 0.9995:

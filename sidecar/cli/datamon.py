@@ -135,6 +135,7 @@ def command(
         write_termination_message(termination_log, str(error))
         raise
     if ending.problem is not None:
+        complain(NAME, ending.problem.reason)
         write_termination_message(termination_log, ending.problem.reason)
     return ending.status
 

@@ -25,7 +25,7 @@ from sidecar.coordination.protocol import APPLICATION
 from sidecar.coordination.report import Report, look
 from sidecar.coordination.signals import Directory
 from sidecar.errors import UNAVAILABLE, UsageError
-from sidecar.figures import amount, duration
+from sidecar.figures import amount, counted, duration
 from sidecar.store import parse_reference
 
 LIMITS = ("appear-timeout", "ready-timeout", "run-timeout", "save-timeout", "grace")
@@ -162,6 +162,6 @@ def _tell_saved(report: Report) -> None:
         label = f"@{each['label']}" if each["label"] else ""
         complain(
             "sidecar",
-            f"{each['path']} is saved as {each['repo']}{label}: bundle {each['bundle']}, {each['files']} files, "
+            f"{each['path']} is saved as {each['repo']}{label}: bundle {each['bundle']}, {counted(each['files'], 'file')}, "
             f"{amount(each['bytes'])}, in {duration(took)}",
         )

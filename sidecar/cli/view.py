@@ -78,10 +78,11 @@ def _line(p: Participant) -> str:
     if p.standing == WAITING:
         return f"{p.name}: waits for {', '.join(w.name for w in p.waits)}" if p.waits else f"{p.name}: waiting"
     if p.standing == EXITED and p.record.exit is not None:
-        return f"{p.name}: the command ended with status {p.record.exit.status}{took}"
+        why = f": {p.record.exit.reason}" if p.record.exit.reason else ""
+        return f"{p.name}: the command ended with status {p.record.exit.status}{took}{why}"
     if p.standing == READY:
         return f"{p.name}: ready{took}: {payload_line(p.record.payload)}"
-    if p.standing == FAILED and p.record.error is not None:
+    if p.standing == FAILED and p.record.error is not None and p.name != APPLICATION:  # it says so itself
         return f"{p.name}: failed{took}: {p.record.error.reason}"
     return f"{p.name}: {p.standing}{took}"
 

@@ -48,7 +48,7 @@ class Options:
 
 @value
 class Ending:
-    """How a participant's life ended: the exit status, and the reason where it is not the command's own."""
+    """How a participant's life ended: the exit status, and the reason where it is not the command's own (not yet told)."""
 
     status: int
     problem: Problem | None = None
@@ -188,7 +188,6 @@ class _Application:
                     if self.stopped is not None or self.child is None:
                         return min(self.kill_at - now, 3600.0)
                     self.stopped = problem
-                    self.tell(problem.reason)
                     self.child.send(process.SIGTERM)
                     self.kill_at = min(self.kill_at, now + self.options.limits.grace)
                 case protocol.Ask(battery, fresh):
@@ -203,7 +202,12 @@ class _Application:
                 case protocol.Leave(status, problem):
                     if self.me.state != FAILED:
                         self._enter(DONE)
-                    self.ending = Ending(status, problem or self.me.error, self.me)
+                    self.ending = Ending(status, problem or self.me.error or self._own_problem(), self.me)
+
+    def _own_problem(self) -> Problem | None:
+        """Return why it was not the command itself that came to its end, where that is so."""
+        exit_ = self.me.exit
+        return Problem(exit_.status, APPLICATION, exit_.reason) if exit_ is not None and exit_.reason else None
 
     def _tell_waits(self, on: tuple[protocol.Waiting, ...]) -> None:
         waits = tuple((w.name, w.what) for w in on)
@@ -229,11 +233,9 @@ class _Application:
         try:
             self.child = process.spawn(self.command)
         except process.NotStarted as error:
-            self.tell(str(error))
-            self._over(Exit(error.status))
+            self._over(Exit(error.status, reason=str(error)))
         except OSError as error:
-            self.tell(f"{self.command[0]}: cannot be begun: {error.strerror}")
-            self._over(Exit(errors.NOT_EXECUTABLE))
+            self._over(Exit(errors.NOT_EXECUTABLE, reason=f"{self.command[0]}: cannot be begun: {error.strerror}"))
 
     def _over(self, exit_: Exit) -> None:
         self.child = None
@@ -242,7 +244,6 @@ class _Application:
 
     def _fail(self, problem: Problem) -> None:
         self._enter(FAILED, problem)
-        self.tell(problem.reason)
 
     # --- signals
 
@@ -291,7 +292,6 @@ class _Application:
 
     def _lost_directory(self, error: errors.Unreachable) -> None:
         """The directory went away or is full. A command that runs is let run to its end: nobody is served by losing that too."""
-        self.tell(str(error))
         problem = Problem(error.status, APPLICATION, str(error))
         while self.child is not None and not self.child.ended:
             self._wait_for_child()

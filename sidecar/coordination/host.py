@@ -260,7 +260,6 @@ class _Host:
 
     def _fail(self, problem: Problem) -> None:
         self._enter(FAILED, problem)
-        self.tell(problem.reason)
 
     # --- signals and ends
 
@@ -278,7 +277,6 @@ class _Host:
                 self.since = replace(self.since, terminated=end)
 
     def _lost_directory(self, error: errors.Unreachable) -> None:
-        self.tell(str(error))
         problem = Problem(error.status, self.battery.name, str(error))
         try:
             self._enter(FAILED, problem)

@@ -394,8 +394,9 @@ def application_next(
     late = [w for w in waits if w.until <= now]
     if late:
         who = ", ".join(w.name for w in late)
-        why = "SIGTERM came and its grace ran out" if since.terminated is not None else "its time ran out"
-        reason = f"{who} was {late[0].what}, waited for {now - late[0].since:.1f} s: {why}"
+        why = "the grace after SIGTERM ran out" if since.terminated is not None else "the time ran out"
+        said = "; ".join(f"{w.name} was {w.what}" for w in late)
+        reason = f"waited for {now - late[0].since:.1f} s, then {why}: {said}"
         return Fail(Problem(errors.NOT_SAVED if over else errors.DEADLINE, who, reason))
     if waits:
         return Wait(tuple(waits), min(w.until for w in waits))

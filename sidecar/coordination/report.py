@@ -29,7 +29,7 @@ from sidecar.coordination.protocol import (
 )
 from sidecar.coordination.signals import Directory, record_to_json
 from sidecar.errors import UsageError
-from sidecar.figures import amount, duration, share
+from sidecar.figures import amount, counted, duration, share
 
 # Standings for people, in the place of the record's state where that says less.
 DIED, SCRIPT, EXPECTED = "died", "script", "expected"
@@ -292,5 +292,6 @@ def payload_line(payload: Mapping[str, Any] | None) -> str:
 
 def _bundle_line(bundle: Mapping[str, Any]) -> str:
     label = f"@{bundle['label']}" if bundle.get("label") else ""
-    size = amount(bundle["bytes"]) if isinstance(bundle["bytes"], int) else "?"
-    return f"{bundle['repo']}{label} = {bundle['bundle']}, {bundle['files']} files, {size}"
+    files, size = bundle["files"], bundle["bytes"]
+    held = f", {counted(files, 'file')}, {amount(size)}" if isinstance(files, int) and isinstance(size, int) else ""
+    return f"{bundle['repo']}{label} = {bundle['bundle']}{held}"
