@@ -163,7 +163,10 @@ given = eval(options)
 limits = Limits(**given.pop("limits", {}))
 try:
     with Directory(coord) as directory:
-        status = host.serve(directory, signals_of(name), Shell, host.Options(limits=limits, **given), signals, tell).status
+        ending = host.serve(directory, signals_of(name), Shell, host.Options(limits=limits, **given), signals, tell)
+    status = ending.status
+    if ending.problem is not None:
+        tell(ending.problem.reason)
 except SidecarError as error:
     tell(str(error))
     status = error.status

@@ -258,7 +258,7 @@ def test_sigterm_while_the_output_is_being_saved_leaves_the_grace_and_then_73(po
     pod.hear("initupload")
     started.send(signal.SIGTERM)
     assert started.wait() == 73
-    assert "SIGTERM came and its grace ran out" in started.err
+    assert "the grace after SIGTERM ran out" in started.err
 
 
 def test_a_command_that_runs_too_long_is_ended_with_75(pod: Pod) -> None:
@@ -469,8 +469,7 @@ class Terminal:
             os.close(fd)
 
     def start(self, pod: Pod, *argv: str) -> Started:
-        streams = {"stdin": self.slave, "stdout": self.slave, "stderr": self.slave}
-        return pod.start(*argv, prepare=self.control, **streams)
+        return pod.start(*argv, prepare=self.control, stdin=self.slave, stdout=self.slave, stderr=self.slave)
 
 
 @pytest.fixture
@@ -558,7 +557,7 @@ def test_the_reason_of_a_failure_goes_to_the_termination_message(tmp_path: Path)
         log = pod.file("log")
         log.write_text("x" * 9000)
         assert pod.wrap("-b", "fuse", "--appear-timeout", "0", "--termination-log", log, "--", "true").wait() == 75
-        assert log.read_text().startswith("fuse was to appear and say mountdone")
+        assert "fuse was to appear and say mountdone" in log.read_text()
         assert "x" * 100 not in log.read_text()
 
 
@@ -571,7 +570,7 @@ def test_a_termination_message_has_at_most_4096_bytes_and_is_whole_characters(tm
         assert pod.wrap(*flags, "--", "true").wait() == 75
         said = log.read_bytes()
         assert 4000 < len(said) <= 4096
-        assert said.decode().startswith("postgres-é")
+        assert "postgres-é" in said.decode()[:200]
         assert said.decode().endswith("…")
 
 
