@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError, Corrupt, NotSaved, SourceMissing, Unreachable
+from sidecar.errors import ConfigurationError, Corrupt, NotSaved, Unreachable
 from sidecar.store import Bundle, Stopped, Store, open_store
 from sidecar.store import upload as upload_module
 from sidecar.store.format import encode_manifest, encode_record
@@ -236,63 +235,6 @@ def child(work: Callable[[], object]) -> int:
         os._exit(status)
 
 
-def test_an_upload_that_is_killed_anywhere_is_not_visible_and_the_next_one_stores_only_the_rest(
-    tmp_path: Path, tree: Path
-) -> None:
-    for number in range(30):
-        (tree / f"more-{number}").write_bytes(random.Random(number).randbytes(100_000))
-    steps = count_steps(tmp_path / "counted", tree)
-    before = read_tree(str(tree))
-    for step in random.Random(20).choices(range(steps), k=20):
-        where = tmp_path / f"killed-{step}"
-        shutil.rmtree(where, ignore_errors=True)
-        pid = child(partial(save_and_die, where, tree, step))
-        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-        store = open_store(str(where))
-        try:
-            visible = store.bundles("data")
-        except SourceMissing:
-            visible = []
-        for bundle in visible:
-            store.verify(bundle)
-        there = sum(path.stat().st_size for path in where.glob("objects/*/*"))
-        bundle = store.save(tree, "data", label="main", reuse=True)
-        if visible:
-            assert bundle == visible[0], "a bundle that was complete is not made twice"
-        else:
-            assert bundle.stored == bundle.bytes - there, "what was there is not stored again"
-        store.populate(bundle, where / "back")
-        assert read_tree(str(where / "back")) == before
-
-
-STEPS = ("open", "write", "fsync", "link", "unlink", "mkdir")
-
-
-def save_and_die(where: Path, tree: Path, step: int) -> int:
-    """Save, and die by SIGKILL before the system call number `step`; return how many there were."""
-    done = [0]
-
-    def counted(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        if done[0] == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done[0] += 1
-        return call(*arguments, **named)
-
-    for name in STEPS:
-        setattr(os, name, partial(counted, getattr(os, name)))
-    open_store(str(where)).save(tree, "data", label="main")
-    return done[0]
-
-
-def count_steps(where: Path, tree: Path) -> int:
-    reading, writing = os.pipe()
-    pid = child(lambda: os.write(writing, str(save_and_die(where, tree, -1)).encode()))
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(writing)
-    with open(reading) as pipe:
-        return int(pipe.read())
-
-
 def test_saving_ends_when_it_is_told_to(store: Store, tree: Path) -> None:
     asked = iter([False] * 5)
     with pytest.raises(Stopped):
@@ -368,31 +310,6 @@ def test_a_directory_is_not_replaced_by_a_file(store: Store, tree: Path, tmp_pat
     (tmp_path / "back" / "two").mkdir(parents=True)
     with pytest.raises(Unreachable, match="is a directory where the bundle has a file"):
         store.populate(store.save(tree, "data"), tmp_path / "back")
-
-
-def test_a_populating_that_was_killed_leaves_nothing_half_there_and_is_taken_up(store: Store, tree: Path, tmp_path: Path) -> None:
-    bundle = store.save(tree, "data")
-    back = tmp_path / "back"
-
-    def die_at_the_third_write() -> None:
-        left, write = [3], os.pwrite
-
-        def dying(*arguments: Any) -> int:
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return write(*arguments)
-
-        os.pwrite = dying
-        store.populate(bundle, back)
-
-    assert os.WTERMSIG(os.waitpid(child(die_at_the_third_write), 0)[1]) == signal.SIGKILL
-    whole = read_tree(str(tree))
-    for path, said in read_tree(str(back)).items():
-        if said[0] == "file" and not path.startswith(".sidecar-populating"):
-            assert said == whole[path]
-    store.populate(bundle, back)
-    assert read_tree(str(back)) == whole
 
 
 def test_two_who_populate_one_directory_at_once_both_succeed(store: Store, tree: Path, tmp_path: Path) -> None:

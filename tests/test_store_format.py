@@ -1,8 +1,8 @@
 """The format of the store, sidecar/store/README.md, held from outside.
 
 `golden/store` was written once, by `write_golden`, and is never written again: what is in it must be readable for ever, and the
-code must go on writing the same bytes. `read_store` and `write_store` are a second implementation, made from README.md with nothing
-but json, zlib and blake3; what one writes the other must read.
+code must go on writing the same bytes. `read_store` and `write_store` are a second implementation, made from README.md with
+nothing but json, zlib and blake3; what one writes the other must read.
 """
 
 from __future__ import annotations
