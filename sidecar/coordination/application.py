@@ -323,7 +323,9 @@ class _Application:
                 child.send(number)
 
     def _stay(self) -> None:
-        """Stay a while after the end, for somebody to look around; a signal ends it."""
+        """Stay a while after the end, for somebody to look around; a signal ends it, also one that came before the end."""
+        if self.since.terminated is not None:
+            return
         until = time.monotonic() + self.options.stay
         poll = select.poll()
         poll.register(self.signals.fd, select.POLLIN)
