@@ -50,6 +50,10 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+demo: $(VENV)/.demo
+	@$(BIN)/python -m compileall -q sidecar
+	@sh demo/demo.sh
+
 test: check
 	@$(BIN)/python -m compileall -q sidecar
 	$(BIN)/python -m pytest -n 4 -m 'not long'

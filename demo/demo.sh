@@ -12,7 +12,14 @@ SIDECAR_STORE=file://$PWD/$WORK/store
 export SIDECAR_STORE MPLCONFIGDIR="$PWD/$WORK/matplotlib"
 
 show() {
-    printf '\n$ %s\n' "$*"
+    printf '\n$'
+    for word; do
+        case $word in
+        *[!A-Za-z0-9_./:@-]* | '') printf " '%s'" "$word" ;;
+        *) printf ' %s' "$word" ;;
+        esac
+    done
+    printf '\n'
     "$@"
 }
 
