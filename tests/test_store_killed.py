@@ -31,9 +31,14 @@ STEPS = 12  # of the short form, for each kind of work
 
 def child(work: Callable[[], object]) -> int:
     """Do `work` in a process of its own, and return the wait status."""
+    return os.waitpid(begin(work), 0)[1]
+
+
+def begin(work: Callable[[], object]) -> int:
+    """Begin `work` in a process of its own, and return its id; its exit status is 0 where nothing was raised."""
     pid = os.fork()
     if pid:
-        return os.waitpid(pid, 0)[1]
+        return pid
     status = 1
     try:
         work()
@@ -228,24 +233,20 @@ def test_a_populating_that_was_killed_at_any_step_leaves_nothing_half_there_and_
 @pytest.mark.timeout(1800)
 def test_savers_that_are_killed_while_others_save_lose_nothing_of_theirs(tmp_path: Path, tree: Path) -> None:
     where, chance = tmp_path / "store", random.Random(7)
+    copies = [shutil.copytree(tree, tmp_path / f"copy-{number}", symlinks=True) for number in range(3)]
+    seen: set[str] = set()
     for _ in range(40):
         saving = []
-        for number in range(3):
-            (tree / "more-0").write_bytes(chance.randbytes(100_000))
-            copy = shutil.copytree(tree, tmp_path / f"copy-{number}", dirs_exist_ok=True, symlinks=True)
-            if not (pid := os.fork()):
-                try:
-                    open_store(str(where)).save(copy, "data", label="main")
-                finally:
-                    os._exit(0)
-            saving.append(pid)
+        for copy in copies:
+            (copy / "more-0").write_bytes(chance.randbytes(100_000))
+            saving.append(begin(partial(open_store(str(where)).save, copy, "data", label="main")))
         time.sleep(chance.random() * 0.1)  # any moment will do: this is when the kill comes, not what is waited for
         for pid in saving[:2]:
             os.kill(pid, signal.SIGKILL)
-        before = len(look(where))
-        for pid in saving:
-            os.waitpid(pid, 0)
-        assert len(look(where)) >= max(before, 1)
+        assert [os.waitpid(pid, 0)[1] for pid in saving][2] == 0
+        now = set(look(where))
+        assert seen < now, "what was there stays, and who was not killed has saved"
+        seen = now
 
 
 # --- power cuts ------------------------------------------------------------------------------------------------------
