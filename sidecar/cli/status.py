@@ -18,7 +18,7 @@ from sidecar.figures import duration
 
 if TYPE_CHECKING:
     from rich.columns import Columns
-    from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
 # How often the view is drawn anew although nothing was said, in seconds: waits are counted in it.
@@ -58,20 +58,20 @@ def print_report(report: Report, *, events: bool = False) -> None:
     """Print a report for people on stdout."""
     from rich.console import Console
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(drawn(report))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console.print(table(report), *timeline(report, console.width), sep="\n")
     if events:
         for event in report.events:
             click.echo(f"{clock(event['time'])}  {printable(event['by']):<16} {printable(event['what'])}")
 
 
-def drawn(report: Report) -> Group:
-    """Return a report as rich draws it: a line for each participant, then how long each phase took."""
-    from rich.console import Group
+def table(report: Report) -> Table | Text:
+    """Return a line for each participant, as rich draws it: its state, since when, whom it waits for or how it ended."""
     from rich.table import Table
     from rich.text import Text
 
     if not report.participants:
-        return Group(Text(f"nobody has said anything in {printable(report.directory)}"))
+        return Text(f"nobody has said anything in {printable(report.directory)}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("PARTICIPANT", "STATE", "SINCE", "WHAT"):
         table.add_column(title, no_wrap=title != "WHAT", overflow="fold")
@@ -79,7 +79,7 @@ def drawn(report: Report) -> Group:
         life = f" (life {p.record.life})" if p.record and p.record.life > 1 else ""
         state = Text(p.standing, style=COLOURS.get(p.standing, ""))
         table.add_row(Text(printable(p.name) + life), state, _since(p, report), _what(p, report))
-    return Group(table, *_timeline(report))
+    return table
 
 
 def _what(p: Participant, report: Report) -> Columns | Text:
@@ -97,8 +97,8 @@ def _since(p: Participant, report: Report) -> str:
     return duration(max(0.0, report.now - p.phases[-1].since)) if p.phases else ""
 
 
-def _timeline(report: Report) -> list[Text]:
-    """Return the phases of each participant drawn to one scale, and how long each took."""
+def timeline(report: Report, width: int) -> list[Text]:
+    """Return the phases of each participant drawn to one scale, in lines of at most `width`, and how long each took."""
     from rich.text import Text
 
     drawn = [p for p in report.participants if p.phases]
@@ -106,25 +106,27 @@ def _timeline(report: Report) -> list[Text]:
         return []
     begin = min(p.phases[0].since for p in drawn)
     end = max(x.since + x.seconds for p in drawn for x in p.phases)
-    width = max(len(printable(p.name)) for p in drawn)
-    title = f"{'':{width}}  {clock(begin)}{duration(end - begin):>{SCALE - 12}}"
-    return [Text(""), Text(title, style="dim"), *(_drawn_phases(p, begin, max(end - begin, 1e-3), width) for p in drawn)]
+    names = max(len(printable(p.name)) for p in drawn)
+    scale = max(20, min(SCALE, width - names - 64))
+    title = Text(f"{'':{names}}  {clock(begin)}{duration(end - begin):>{scale - 12}}", style="dim")
+    lines = [_drawn_phases(p, begin, max(end - begin, 1e-3), names, scale) for p in drawn]
+    return [Text(""), title, *lines]
 
 
-def _drawn_phases(p: Participant, begin: float, length: float, width: int) -> Text:
+def _drawn_phases(p: Participant, begin: float, length: float, names: int, scale: int) -> Text:
     from rich.text import Text
 
-    line = Text(f"{printable(p.name):<{width}}  ")
+    line = Text(f"{printable(p.name):<{names}}  ", no_wrap=True, overflow="ellipsis")
     at = 0
     for phase in p.phases:
         # By the ends, not the lengths, so that roundings do not add up. A phase that took any time at all is seen.
-        start, stop = (round((when - begin) / length * SCALE) for when in (phase.since, phase.since + phase.seconds))
-        start, stop = max(start, at), min(SCALE, max(stop, start + (phase.seconds > 0)))
+        start, stop = (round((when - begin) / length * scale) for when in (phase.since, phase.since + phase.seconds))
+        start, stop = max(start, at), min(scale, max(stop, start + (phase.seconds > 0)))
         line.append(" " * (start - at))
         line.append(GLYPHS.get(phase.state, " ") * (stop - start), style=COLOURS.get(phase.state, ""))
         at = max(at, stop)
     took = "  ".join(f"{GLYPHS.get(x.state, ' ')} {x.state} {duration(x.seconds)}" for x in p.phases if x.seconds)
-    return line.append(" " * (SCALE - at) + f"  {printable(took)}", style="dim")
+    return line.append(" " * (scale - at) + f"  {printable(took)}", style="dim")
 
 
 def clock(seconds: float) -> str:
@@ -133,7 +135,7 @@ def clock(seconds: float) -> str:
 
 
 def _watch(directory: Directory, as_json: bool) -> None:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
     from watchdog.events import FileSystemEvent, FileSystemEventHandler
     from watchdog.observers import Observer
@@ -164,7 +166,7 @@ def _watch(directory: Directory, as_json: bool) -> None:
                 if as_json:
                     click.echo(json.dumps(report.as_json()))
                 elif not plain:
-                    live.update(drawn(report), refresh=True)
+                    live.update(Group(table(report), *timeline(report, console.width)), refresh=True)
                 elif (line := "; ".join(f"{p.name} {p.standing}" for p in report.participants)) != last:
                     click.echo(f"{clock(report.now)}  {printable(line)}")
                     last = line

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sidecar.cli.entry import complain
-from sidecar.cli.status import drawn
+from sidecar.cli.status import table
 from sidecar.coordination.protocol import APPLICATION, EXITED, FAILED, READY, RUNNING, WAITING
 from sidecar.coordination.report import Participant, Report, explanation, payload_line
 from sidecar.figures import duration
@@ -53,7 +53,7 @@ class View:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(drawn(report), refresh=True)
+        self._live.update(table(report), refresh=True)
 
     def _tell(self, report: Report) -> None:
         for p in report.participants:

@@ -257,13 +257,13 @@ def explanation(p: Participant, report: Report) -> str:
         return f"{problem.reason} (exit status {problem.status})" if problem else "failed"
     if record.state in (DONE, EXITED) and p.name == APPLICATION and record.exit is not None:
         what = f"the command ended with status {record.exit.status}"
-        return what if record.state == DONE else f"{what}; " + _waiting(p, report)
+        return "; ".join([what, *_waiting(p, report)])
     if record.state == DONE:
         return "saved: " + payload_line(record.payload) if record.saved else "done; nothing was kept"
-    return far(p.progress) if p.progress else _waiting(p, report)
+    return far(p.progress) if p.progress else "; ".join(_waiting(p, report))
 
 
-def _waiting(p: Participant, report: Report) -> str:
+def _waiting(p: Participant, report: Report) -> list[str]:
     others = {q.name: q for q in report.participants}
     said = []
     for w in p.waits:
@@ -274,7 +274,7 @@ def _waiting(p: Participant, report: Report) -> str:
         other = others.get(w.name)
         sign = f"; its last sign of life was {duration(report.now - other.last)} ago" if other and other.last else ""
         said.append(f"waits for {w.name} {w.what}, for {duration(max(0.0, report.now - w.since))}{limit}{sign}")
-    return "; ".join(said)
+    return said
 
 
 def payload_line(payload: Mapping[str, Any] | None) -> str:
