@@ -20,7 +20,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError, Corrupt, NotSaved, Unreachable
+from sidecar.errors import ConfigurationError, Corrupt, NotSaved, SourceMissing, Unreachable
 from sidecar.store import Bundle, Stopped, Store, open_store
 from sidecar.store import upload as upload_module
 from sidecar.store.format import encode_manifest, encode_record
@@ -259,11 +259,18 @@ def test_a_second_bundle_of_the_same_content_stores_nothing(store: Store, tree: 
     assert (first.stored, second.stored) == (first.bytes, 0)
 
 
-def test_a_damaged_parent_does_not_keep_a_new_bundle_from_being_saved(store: Store, tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_damaged_parent_does_not_keep_a_new_bundle_from_being_saved(
+    damage: str, reuse: bool, store: Store, tree: Path, tmp_path: Path
+) -> None:
     store.save(tree, "data")
     for path in (tmp_path / "store" / "manifests").glob("*/*"):
-        path.unlink()
-    bundle = store.save(tree, "data", message="after")
+        if damage == "missing":
+            path.unlink()
+        else:
+            flip(path, 30)
+    bundle = store.save(tree, "data", reuse=reuse)
     store.verify(bundle)
 
 
@@ -490,3 +497,152 @@ def test_an_id_and_a_label_that_contradict_each_other_are_refused(store: Store, 
     assert store.resolve("data", label="main", bundle=second.id) == second
     with pytest.raises(ConfigurationError, match="main"):
         store.resolve("data", label="main", bundle=first.id)
+
+
+# --- what was lost before is no reason to lose what is new -----------------------------------------------------------
+
+
+def test_the_latest_bundles_record_being_damaged_does_not_keep_a_new_bundle_from_being_saved(
+    store: Store, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = store.save(tree, "data", label="main")
+    flip(tmp_path / f"store/repos/data/bundles/{first.id}", 10)
+    second = store.save(tree, "data", label="main")
+    assert store.resolve("data", label="main") == second
+    assert first.id in caplog.text
+
+
+@pytest.mark.parametrize("record", ["labels/main/00000001", "repo"])
+def test_a_damaged_label_or_repository_record_does_not_keep_a_new_bundle_from_being_saved(
+    record: str, store: Store, tree: Path, tmp_path: Path
+) -> None:
+    store.save(tree, "data", label="main")
+    flip(tmp_path / "store/repos/data" / record, 10)
+    second = store.save(tree, "data", label="main", reuse=True)
+    assert (tmp_path / f"store/repos/data/bundles/{second.id}").exists()
+    if record != "repo":
+        assert store.resolve("data", label="main") == second
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_chunks_whose_object_was_lost_are_stored_again_although_the_parent_holds_them(
+    damage: str, store: Store, tree: Path, tmp_path: Path
+) -> None:
+    first = store.save(tree, "data")
+    for path in (tmp_path / "store").glob("objects/*/*"):
+        if damage == "missing":
+            path.unlink()
+        else:
+            os.truncate(path, path.stat().st_size - 1)
+    second = store.save(tree, "data")
+    assert second.stored == first.stored
+    store.verify(second)
+    store.verify(first)
+
+
+def test_litter_that_cannot_be_removed_does_not_keep_a_bundle_from_being_saved(store: Store, tree: Path, tmp_path: Path) -> None:
+    store.create_repo("data")
+    (tmp_path / "store/tmp/a directory").mkdir()
+    os.utime(tmp_path / "store/tmp/a directory", (0, 0))
+    store.save(tree, "data")
+
+
+# --- what else may lie in a store ------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_writer_half_made_is_no_repository_and_no_label(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data", label="main")
+    for folder in ("repos/half", "repos/lost+found", "repos/.hidden", "repos/data/labels/half", "repos/data/labels/.x"):
+        (tmp_path / "store" / folder).mkdir()
+    for file in ("repos/data/bundles/README", "repos/data/labels/main/1", "repos/data/labels/main/٣", "repos/file"):
+        (tmp_path / "store" / file).write_text("stray")
+    assert [repo.name for repo in store.repos()] == ["data"]
+    assert store.labels("data") == {"main": bundle.id}
+    assert len(store.label_history("data", "main")) == 1
+    with pytest.raises(SourceMissing) as caught:
+        store.resolve("data", label="half")
+    assert list(caught.value.exist) == ["main"]
+    with pytest.raises(SourceMissing) as caught:
+        store.resolve("half")
+    assert list(caught.value.exist) == ["data"]
+
+
+def test_an_id_from_a_future_that_has_no_name_is_not_the_latest_bundle(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    shutil.copy(tmp_path / f"store/repos/data/bundles/{bundle.id}", tmp_path / f"store/repos/data/bundles/7{'z' * 25}")
+    second = store.save(tree, "data", message="second")
+    assert store.resolve("data") == second
+
+
+def test_a_pipe_in_the_place_of_a_record_or_an_object_holds_no_one(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    for path in [*(tmp_path / "store").glob("objects/*/*"), tmp_path / f"store/repos/data/bundles/{bundle.id}"]:
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(Corrupt):
+        store.resolve("data")
+    with pytest.raises((Corrupt, Unreachable)):
+        store.populate(bundle, tmp_path / "back")
+
+
+def test_a_label_is_set_to_the_latest_bundle_where_no_id_is_given(store: Store, tree: Path) -> None:
+    bundle = store.save(tree, "data")
+    assert store.set_label("data", "main", "").bundle == bundle.id
+    with pytest.raises(SourceMissing):
+        store.set_label("data", "main", "0" * 26)
+
+
+def test_a_label_with_many_moves_is_resolved_by_its_last_record_alone(store: Store, tree: Path, tmp_path: Path) -> None:
+    ids = [store.save(tree, "data", label="main").id for _ in range(3)]
+    flip(tmp_path / "store/repos/data/labels/main/00000001", 10)
+    assert store.resolve("data", label="main").id == ids[-1]
+    with pytest.raises(Corrupt, match="00000001"):
+        store.label_history("data", "main")
+
+
+def test_a_label_whose_moves_have_outgrown_eight_digits_still_moves(store: Store, tree: Path, tmp_path: Path) -> None:
+    first, second = store.save(tree, "data"), store.save(tree, "data")
+    (tmp_path / "store/repos/data/labels/main").mkdir(parents=True)
+    last = {"repo": "data", "label": "main", "number": 99999999, "bundle": first.id, "contributor": "", "time": "x"}
+    (tmp_path / "store/repos/data/labels/main/99999999").write_bytes(encode_record(last))
+    store.set_label("data", "main", second.id)
+    store.set_label("data", "main", first.id)
+    assert [move.number for move in store.label_history("data", "main")] == [99999999, 100000000, 100000001]
+
+
+def test_a_store_that_is_taken_away_while_it_is_written_is_unreachable(
+    store: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: str, target: str) -> None:
+        shutil.rmtree(tmp_path / "store")
+        raise FileNotFoundError(2, "No such file or directory")
+
+    store.create_repo("data")
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(Unreachable, match="No such file"):
+        store.save(tree, "data")
+
+
+def test_a_store_of_files_takes_no_options_and_no_empty_url(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="auto_mkdir"):
+        open_store(f"file://{tmp_path}", auto_mkdir=True)
+    with pytest.raises(ConfigurationError, match="empty"):
+        open_store("")
+    assert open_store(f"local://{tmp_path}").url == f"file://{tmp_path}"
+
+
+def test_a_process_that_reads_file_names_as_other_than_utf_8_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(ConfigurationError, match="PYTHONUTF8=1"):
+        open_store(str(tmp_path))
+
+
+def test_a_file_system_without_hard_links_will_do(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: str, target: str) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    first = store.save(tree, "data", label="main")
+    assert store.create_repo("data").name == "data"
+    assert store.save(tree, "data", label="main", reuse=True) == first
+    store.verify(first)

@@ -279,7 +279,7 @@ def ancestors(path: str, root: Path) -> list[str]:
     return [str(root.joinpath(*parts[:depth])) for depth in range(len(parts) + 1)]
 
 
-@pytest.mark.parametrize("left", ["nothing", "objects", "all but the record", "a parent"])
+@pytest.mark.parametrize("left", ["nothing", "objects", "all but the record", "all but the label", "a parent"])
 def test_what_a_bundle_needs_is_durable_before_its_record_and_that_before_its_label(
     left: str, tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,24 +287,30 @@ def test_what_a_bundle_needs_is_durable_before_its_record_and_that_before_its_la
     if left != "nothing":
         # Another process wrote it, and who knows whether it lived to sync what it wrote.
         assert child(lambda: save(root, tree)) == 0
-        if left != "a parent":
-            for path in (*root.glob("repos/*/*/*"), *(root.glob("manifests/*") if left == "objects" else ())):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        else:
+        gone = {
+            "objects": ["repos/*/*/*", "manifests/*"],
+            "all but the record": ["repos/*/*/*"],
+            "all but the label": ["repos/*/labels/*"],
+            "a parent": [],
+        }
+        for lost in [lost for pattern in gone[left] for lost in root.glob(pattern)]:
+            shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+        if left == "a parent":
             (tree / "new").write_bytes(b"new")
     store = open_store(str(root))
-    seen = calls_of(lambda: store.save(tree, "data", label="other"), monkeypatch)
+    seen = calls_of(lambda: store.save(tree, "data", label="other", message="m", reuse=True), monkeypatch)
     bundle = store.resolve("data", label="other")
-    record = ("linked", str(root / f"repos/data/bundles/{bundle.id}"))
-    committed = seen.index(record)
+    labelled = seen.index(("linked", str(root / "repos/data/labels/other/00000001")))
+    record = str(root / f"repos/data/bundles/{bundle.id}")
+    # Where the record was there, what leads to it must be durable before the label is.
+    committed = seen.index(("linked", record)) if left != "all but the label" else labelled
     objects = {piece.object for entry in store.manifest(bundle) for piece in entry.pieces}
     needed = [f"{root}/objects/{name[:2]}/{name}" for name in objects]
     for path in [*needed, f"{root}/manifests/{bundle.manifest[:2]}/{bundle.manifest}"]:
         named = seen.index(("linked", path)) if ("linked", path) in seen else 0
         for folder in ancestors(path, root):
             assert ("synced", folder) in seen[named:committed], f"{folder} leads to {path}"
-    labelled = seen.index(("linked", str(root / "repos/data/labels/other/00000001")))
-    for folder in ancestors(record[1], root):
-        assert ("synced", folder) in seen[committed:labelled]
+    for folder in ancestors(record, root):
+        assert ("synced", folder) in seen[committed if committed < labelled else 0 : labelled]
     for folder in ancestors(seen[labelled][1], root):
         assert ("synced", folder) in seen[labelled:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from sidecar.store import download
 from sidecar.store import format as form
 from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Entry, Malformed, Move, Piece, Repo
 from sidecar.store.objects import Objects, open_objects
-from sidecar.store.upload import upload
+from sidecar.store.upload import Uploaded, upload
 from sidecar.store.work import Cancelled, Meter, Progress
 
 _LISTED = 20  # names in an error message; more are counted
@@ -33,8 +34,12 @@ Record = TypeVar("Record")
 def open_store(url: str, **options: Any) -> Store:
     """Return the store at a URL (`file:///srv/store`, `memory://x`, any fsspec URL) or plain path.
 
-    Nothing is read or written yet. `options` go to fsspec. ConfigurationError where the URL means nothing to anyone here.
+    Nothing is read or written yet. `options` go to fsspec. ConfigurationError where the URL means nothing to anyone here, or
+    where names of files could not be told from bytes.
     """
+    if sys.getfilesystemencoding() != "utf-8":
+        # In it, names would be other text here than they are in the manifest, and other bytes again where that is read.
+        raise ConfigurationError(f"file names are {sys.getfilesystemencoding()} here; set PYTHONUTF8=1, or a UTF-8 locale")
     return Store(open_objects(url, **options))
 
 
@@ -104,41 +109,25 @@ class Store:
         meter = Meter(f"saving to {repo}", progress, cancelled)
         uploaded = upload(self._objects, os.fspath(path), self._known(parent), meter, skip_errors=skip_errors, shared=shared)
         data = form.encode_manifest(uploaded.entries)
-        manifest = blake3(data).hexdigest()
-        if reuse:
-            for there in parents:
-                if (there.manifest, there.message, there.contributor) == (manifest, message, contributor):
-                    if label:
-                        self.set_label(repo, label, there.id, contributor=contributor)
-                    return there
-        self._put_manifest(manifest, data)
+        said = (blake3(data).hexdigest(), message, contributor)
+        bundle = next((each for each in parents if reuse and (each.manifest, each.message, each.contributor) == said), None)
+        self._put_manifest(said[0], data)
+        if bundle is None:
+            bundle = _describe(uploaded, data, parent, repo=repo, label=label, message=message, contributor=contributor)
+        else:
+            # Whoever committed it may have died before that was durable; asking for the size has the next flush see to it.
+            self._objects.size(form.bundle_name(repo, bundle.id))
         self._objects.flush()
         meter.check()
-        milliseconds = _now()
-        if parent:
-            milliseconds = min(max(milliseconds, form.id_milliseconds(parent.id) + 1), form.LATEST)
-        bundle = Bundle(
-            repo=repo,
-            id=form.make_id(milliseconds, os.urandom(10)),
-            time=form.format_time(milliseconds),
-            message=message,
-            contributor=contributor,
-            label=label,
-            parent=parent.id if parent else "",
-            manifest=manifest,
-            manifest_bytes=len(data),
-            files=_count(uploaded.entries, FILE),
-            directories=_count(uploaded.entries, DIRECTORY),
-            links=_count(uploaded.entries, LINK),
-            bytes=sum(entry.size for entry in uploaded.entries),
-            stored=uploaded.stored,
-            skipped=uploaded.skipped,
-        )
-        if not self._objects.create(form.bundle_name(repo, bundle.id), form.encode_record(bundle.as_json())):
-            raise Corrupt(f"{self.url}: there is a bundle {bundle.id} already; the random numbers here repeat themselves")
+        if bundle not in parents:
+            self._commit(bundle)
         if label:
-            self.set_label(repo, label, bundle.id, contributor=contributor)
+            self._point(repo, label, bundle.id, contributor)
         return bundle
+
+    def _commit(self, bundle: Bundle) -> None:
+        if not self._objects.create(form.bundle_name(bundle.repo, bundle.id), form.encode_record(bundle.as_json())):
+            raise Corrupt(f"{self.url}: there is a bundle {bundle.id} already; the random numbers here repeat themselves")
 
     def resolve(self, repo: str, *, label: str = "", bundle: str = "") -> Bundle:
         """Return the bundle with an id, or the one a label points at, or the latest of the repository.
@@ -220,7 +209,9 @@ class Store:
         """Point a label at a bundle's id, durably; where it points there already, nothing is written. Return the last move."""
         form.check_name("label", label)
         contributor = form.check_text("contributor", contributor)
-        bundle = self.resolve(repo, bundle=bundle).id
+        return self._point(repo, label, self.resolve(repo, bundle=bundle).id, contributor)
+
+    def _point(self, repo: str, label: str, bundle: str, contributor: str) -> Move:
         number = 0
         while True:
             last = self._last_move(repo, label)
@@ -286,14 +277,12 @@ class Store:
 
     def _put_manifest(self, hash_: str, data: bytes) -> None:
         """Have a manifest in the store; one that is there stays, whatever level it was compressed with."""
-        packed = zlib.compress(data, 1)
         try:
-            if self._manifest(hash_, len(data)) == data:
-                self._objects.size(form.manifest_name(hash_))  # makes the next flush sync what leads to it
-                return
+            self._manifest(hash_, len(data))
+            self._objects.size(form.manifest_name(hash_))  # has the next flush sync what leads to it
         except (FileNotFoundError, Malformed):
-            pass
-        self._objects.put(form.manifest_name(hash_), packed)
+            # Also where its size is right: this one was read, and is known to be damaged.
+            self._objects.put(form.manifest_name(hash_), zlib.compress(data, 1), anew=True)
 
     def _new_repo(self, name: str, description: str = "") -> Repo | None:
         """Have a repository; return it where it is new."""
@@ -391,6 +380,32 @@ def _decode(where: str, decode: Callable[[bytes], Record], data: bytes) -> Recor
         return decode(data)
     except Malformed as error:
         raise Corrupt(f"{where}: {error}") from None
+
+
+def _describe(
+    uploaded: Uploaded, manifest: bytes, parent: Bundle | None, *, repo: str, label: str, message: str, contributor: str
+) -> Bundle:
+    """Return the record of a new bundle; its id sorts after its parent's."""
+    milliseconds = _now()
+    if parent:
+        milliseconds = min(max(milliseconds, form.id_milliseconds(parent.id) + 1), form.LATEST)
+    return Bundle(
+        repo=repo,
+        id=form.make_id(milliseconds, os.urandom(10)),
+        time=form.format_time(milliseconds),
+        message=message,
+        contributor=contributor,
+        label=label,
+        parent=parent.id if parent else "",
+        manifest=blake3(manifest).hexdigest(),
+        manifest_bytes=len(manifest),
+        files=_count(uploaded.entries, FILE),
+        directories=_count(uploaded.entries, DIRECTORY),
+        links=_count(uploaded.entries, LINK),
+        bytes=sum(entry.size for entry in uploaded.entries),
+        stored=uploaded.stored,
+        skipped=uploaded.skipped,
+    )
 
 
 def _missing(message: str, what: str, exist: Iterable[str]) -> SourceMissing:

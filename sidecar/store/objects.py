@@ -33,8 +33,8 @@ class Objects(Protocol):
     parallel: int
     """How many chunks are worth having under way at once."""
 
-    def put(self, name: str, data: bytes | memoryview) -> bool:
-        """Have `data` under a name that its content determines; False where it was there with this size."""
+    def put(self, name: str, data: bytes | memoryview, *, anew: bool = False) -> bool:
+        """Have `data` under a name that its content determines; False where it was there with this size, unless `anew`."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `data`, durably, where nothing stands; False where something does."""
@@ -99,7 +99,7 @@ class LocalObjects:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
 
-    def put(self, name: str, data: bytes | memoryview) -> bool:
+    def put(self, name: str, data: bytes | memoryview, *, anew: bool = False) -> bool:
         """See Objects."""
         target = os.path.join(self._root, name)
         with self._writing(name):
@@ -110,7 +110,7 @@ class LocalObjects:
                 return True
             # Whoever wrote it may have died before it synced the directories.
             self._note(name)
-            if there == len(data):
+            if there == len(data) and not anew:
                 return False
             # Cut short behind our back, by a file system that lost power: its name says what belongs there.
             self._write(name, data, self._replace)
@@ -158,6 +158,11 @@ class LocalObjects:
                 return sorted(os.listdir(os.path.join(self._root, folder)))
             except FileNotFoundError:
                 return []
+            except NotADirectoryError:
+                # Someone left a file there; or the store itself is one.
+                if os.path.isdir(self._root):
+                    return []
+                raise
 
     def flush(self) -> None:
         """See Objects."""
@@ -298,11 +303,11 @@ class RemoteObjects:
         self._fs = filesystem
         self._root = root.rstrip("/")
 
-    def put(self, name: str, data: bytes | memoryview) -> bool:
+    def put(self, name: str, data: bytes | memoryview, *, anew: bool = False) -> bool:
         """See Objects."""
         with self._reaching(name):
             try:
-                if self._fs.info(self._path(name))["size"] == len(data):
+                if not anew and self._fs.info(self._path(name))["size"] == len(data):
                     return False
             except FileNotFoundError:
                 pass

@@ -107,11 +107,14 @@ class _Places:
     def __init__(self, objects: Objects, known: Mapping[str, Piece]) -> None:
         self._objects, self._known = objects, known
         self._placed: dict[str, Piece] = {}
-        self._sizes: dict[str, int] = {}
+        self._whole: dict[str, bool] = {}
+        self._needed: dict[str, int] = {}
+        for piece in known.values():
+            self._needed[piece.object] = max(piece.offset + piece.length, self._needed.get(piece.object, 0))
 
     def __contains__(self, hash_: str) -> bool:
         """Safe in several threads: at worst two of them ask for the same size."""
-        if hash_ not in self._placed and (piece := self._known.get(hash_)) is not None and self._is_there(piece):
+        if hash_ not in self._placed and (piece := self._known.get(hash_)) is not None and self._is_whole(piece.object):
             self.add(piece)
         return hash_ in self._placed
 
@@ -121,15 +124,15 @@ class _Places:
     def add(self, piece: Piece) -> None:
         self._placed.setdefault(piece.hash, piece)
 
-    def _is_there(self, piece: Piece) -> bool:
-        size = self._sizes.get(piece.object)
-        if size is None:
+    def _is_whole(self, object_: str) -> bool:
+        # A pack that is cut short is given up as a whole: cut the same way from the same files, it is made good under its name.
+        if object_ not in self._whole:
             try:
-                size = self._objects.size(object_name(piece.object))
+                size = self._objects.size(object_name(object_))
             except FileNotFoundError:
                 size = -1
-            self._sizes[piece.object] = size
-        return size >= piece.offset + piece.length if piece.pack else size == piece.length
+            self._whole[object_] = size >= self._needed[object_]
+        return self._whole[object_]
 
 
 class _Pack:
