@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import click
+from click.core import ParameterSource
 
 from sidecar import __version__, batteries, process
 from sidecar.batteries.fuse import FuseBatteryOptions
-from sidecar.cli.entry import complain
+from sidecar.cli.entry import complain, printable
 from sidecar.cli.store_option import store_option
 from sidecar.cli.wrap_application import STAY, seconds, write_termination_message
 from sidecar.coordination import host, protocol
@@ -156,7 +157,13 @@ def _read_file(path: str) -> str:
 
 
 def _print_config(configured: Configured[FuseOptions], store: str) -> None:
-    lines = [*explain(configured), ("store", store, "--store, SIDECAR_STORE or the default")]
-    key_width, value_width = max(len(line[0]) for line in lines), min(60, max(len(line[1]) for line in lines))
+    lines = [*explain(configured), ("store", store, _origin_of_store())]
+    keys, values = max(len(line[0]) for line in lines), min(60, max(len(line[1]) for line in lines))
     for key, value, where in lines:
-        click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {where}")
+        click.echo(f"{key:<{keys}}  {printable(value):<{values}}  {printable(where)}")
+
+
+def _origin_of_store() -> str:
+    if click.get_current_context().get_parameter_source("store") is ParameterSource.COMMANDLINE:
+        return "--store"
+    return "SIDECAR_STORE" if os.environ.get("SIDECAR_STORE") else "default"
