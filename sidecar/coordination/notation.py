@@ -11,8 +11,27 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# A record nests three deep; what nests deeper than this was not written by us, and what can be read can be written again.
+DEEPEST = 50
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), -float("inf")):
+        raise ValueError(f"{text} is too large a number")
+    return number
+
+
+def _depth(thing: Any, left: int) -> None:
+    if isinstance(thing, (list, dict)):
+        if left == 0:
+            raise ValueError("nested too deeply")
+        for part in thing.values() if isinstance(thing, dict) else thing:
+            _depth(part, left - 1)
 
 
 try:
@@ -22,7 +41,7 @@ try:
         strict = True
         object_hook = None
         object_pairs_hook = None
-        parse_float = float
+        parse_float = staticmethod(_finite)
         parse_int = int
         parse_constant = staticmethod(_refuse_constant)
         memo: dict[str, str] = {}  # noqa: RUF012
@@ -56,12 +75,14 @@ except ImportError:
         return json.dumps(thing, allow_nan=False)
 
     def _decode(text: str) -> Any:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_float=_finite, parse_constant=_refuse_constant)
 
 
 def decode(data: bytes) -> Any:
     """Return the value that `data` holds; ValueError where it is no JSON in UTF-8, or nested too deeply."""
     try:
-        return _decode(data.decode().strip(" \t\r\n"))
+        thing = _decode(data.decode().strip(" \t\r\n"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _depth(thing, DEEPEST)
+    return thing

@@ -52,6 +52,9 @@ POLLING = 0.05
 # A lease is found taken only by another living participant, or for some microseconds by a waiter; this tells them apart.
 LEASE_PATIENCE = 2.0
 
+# What comes of reading as ours what is not: of another type, incomplete, or a number that is too large.
+_NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 _NEW = os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -94,8 +97,8 @@ class Directory:
         self.close()
 
     def exists(self) -> bool:
-        """Tell whether the directory still stands: a deleted one can be held open for ever and hears nothing."""
-        return os.fstat(self.fd).st_nlink > 0
+        """Tell whether the directory and our folders still stand: a deleted one can be held open for ever and hears nothing."""
+        return all(os.fstat(fd).st_nlink > 0 for fd in (self.fd, *self._folders.values()))
 
     # --- folders
 
@@ -108,14 +111,19 @@ class Directory:
         parent, _, name = folder.rpartition("/")
         try:
             at = self._folder(parent)
+            # Without the umask, which would take the others' write permission away: another user's participant may come between
+            # mkdir and chmod. chmod all the same, for a default ACL takes it away as well.
+            umask = os.umask(0)
             try:
-                os.mkdir(name, 0o777, dir_fd=at)
+                os.mkdir(name, 0o1777, dir_fd=at)
             except FileExistsError:
                 self._folder(folder)
                 return
-            # Not mkdir's mode: the umask would take the others' write permission away.
+            finally:
+                os.umask(umask)
             fd = self._folder(folder)
-            os.fchmod(fd, 0o1777)
+            if stat.S_IMODE(os.fstat(fd).st_mode) != 0o1777:
+                os.fchmod(fd, 0o1777)
         except OSError as error:
             raise self._cannot("make the folder", folder, error) from None
 
@@ -267,7 +275,7 @@ class Directory:
             return None
         try:
             record = record_from_json(decode(data))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except _NONSENSE:
             return None
         return record if record.name == name else None
 
@@ -279,6 +287,8 @@ class Directory:
         except OSError:
             return None
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -339,12 +349,12 @@ class Directory:
         try:
             thing = decode(data or b"")
             return {
-                "time": float(thing["time"]),
+                "time": _seconds(thing["time"]),
                 "what": str(thing["what"]),
                 "done": int(thing["done"]),
                 "total": int(thing["total"]),
             }
-        except (ValueError, TypeError, KeyError):
+        except _NONSENSE:
             return None
 
     def events(self) -> list[dict[str, Any]]:
@@ -353,8 +363,8 @@ class Directory:
         for line in self._tail(f"{HOUSE}/events.jsonl", LONGEST).split(b"\n"):
             try:
                 thing = decode(line)
-                found.append({"time": float(thing["time"]), **{k: str(thing[k]) for k in ("by", "state", "what")}})
-            except (ValueError, TypeError, KeyError):
+                found.append({"time": _seconds(thing["time"]), **{k: str(thing[k]) for k in ("by", "state", "what")}})
+            except _NONSENSE:
                 continue  # torn by a full disk, or cut off in front
         return sorted(found, key=lambda event: event["time"])
 
@@ -571,23 +581,39 @@ def record_to_json(record: Record) -> dict[str, Any]:
     }
 
 
+def _from_0_to(last: int, thing: Any) -> int:
+    number = int(thing)
+    if not 0 <= number <= last:
+        raise ValueError(f"{number} is not within 0 and {last}")
+    return number
+
+
+def _seconds(thing: Any) -> float:
+    number = float(thing)
+    if not abs(number) < FOREVER:
+        raise ValueError(f"{number} is no time")
+    return number
+
+
 def record_from_json(thing: Any) -> Record:
-    """Return the record that a file holds; ValueError, TypeError, KeyError or AttributeError where it makes no sense."""
+    """Return the record that a file holds; one of _NONSENSE where it makes no sense."""
     e, p = thing["exit"], thing["error"]
     return Record(
         name=str(thing["name"]),
         kind=str(thing["kind"]),
         incarnation=str(thing["incarnation"]),
-        life=int(thing["life"]),
+        life=_from_0_to(1 << 31, thing["life"]),
         state=str(thing["state"]),
         started=thing["started"] is True,
-        exit=None if e is None else Exit(int(e["code"]), int(e["signal"]), str(e["reason"]), int(e["instead"])),
-        error=None if p is None else Problem(int(p["status"]), str(p["culprit"]), str(p["reason"])),
+        exit=None
+        if e is None
+        else Exit(_from_0_to(255, e["code"]), _from_0_to(64, e["signal"]), str(e["reason"]), _from_0_to(255, e["instead"])),
+        error=None if p is None else Problem(_from_0_to(255, p["status"]), str(p["culprit"]), str(p["reason"])),
         save=str(thing["save"]),
         saved=thing["saved"] is True,
-        times=tuple((str(state), float(when)) for state, when in thing["times"]),
+        times=tuple((str(state), _seconds(when)) for state, when in thing["times"]),
         payload=dict(thing["payload"]),
-        born=float(thing["born"]),
-        limits=Limits(**{n: FOREVER if (t := thing["limits"][n]) is None else float(t) for n in Limits.__match_args__}),
+        born=_seconds(thing["born"]),
+        limits=Limits(**{n: FOREVER if (t := thing["limits"][n]) is None else _seconds(t) for n in Limits.__match_args__}),
         peers=tuple((str(name), str(kind)) for name, kind in thing["peers"]),
     )
