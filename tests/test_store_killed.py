@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,8 +18,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.errors import SourceMissing
+from sidecar.errors import SourceMissing, Unreachable
 from sidecar.store import Store, open_store
+from sidecar.store import objects as objects_module
+from sidecar.store.objects import LocalObjects
 from sidecar.testing import read_tree
 
 # Every way in which the store changes a file system, and the reads in between.
@@ -314,3 +317,49 @@ def test_what_a_bundle_needs_is_durable_before_its_record_and_that_before_its_la
         assert ("synced", folder) in seen[committed if committed < labelled else 0 : labelled]
     for folder in ancestors(seen[labelled][1], root):
         assert ("synced", folder) in seen[labelled:]
+
+
+def test_a_flush_is_over_only_when_what_another_thread_is_flushing_is_durable_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = LocalObjects(str(tmp_path / "store"))
+    objects.put("objects/aa/one", b"one")
+    reached, released, over = threading.Event(), threading.Event(), []
+    sync = objects_module._sync_directory
+
+    def slow(path: str) -> None:
+        reached.set()
+        assert released.wait(60)
+        sync(path)
+
+    monkeypatch.setattr(objects_module, "_sync_directory", slow)
+
+    def flush(who: str) -> None:
+        objects.flush()
+        over.append(who)
+
+    first, second = (threading.Thread(target=flush, args=(who,)) for who in ("first", "second"))
+    first.start()
+    assert reached.wait(60)
+    second.start()
+    second.join(0.1)  # it has time to go wrong, and none is needed to go right
+    assert over == []
+    released.set()
+    first.join()
+    second.join()
+    assert over[0] == "first"
+
+
+def test_what_could_not_be_synced_is_synced_by_the_next_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = LocalObjects(str(tmp_path / "store"))
+    objects.put("objects/aa/one", b"one")
+
+    def broken(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", broken)
+        with pytest.raises(Unreachable, match="Input/output error"):
+            objects.flush()
+    synced = [path for what, path in calls_of(objects.flush, monkeypatch) if what == "synced"]
+    assert {str(tmp_path / folder) for folder in ("store", "store/objects", "store/objects/aa")} <= set(synced)
