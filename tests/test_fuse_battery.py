@@ -138,6 +138,20 @@ def test_what_an_earlier_life_told_of_another_source_does_not_count(
     assert battery(store, source(tmp_path / "in2", "other"), earlier=told).ready()["sources"][0]["bundle"] == new.id
 
 
+@pytest.mark.parametrize(
+    "bundle", [None, "", "latest", "../../x", 5, {}, "0" * 26], ids=["none", "empty", "label", "path", "number", "object", "gone"]
+)
+def test_a_planted_story_of_an_earlier_life_leads_nowhere(bundle: Any, store: Store, weather: Bundle, tmp_path: Path) -> None:
+    told = {"name": "input", "path": str(tmp_path / "in"), "repo": "weather", "label": "latest", "bundle": bundle}
+    ours = battery(store, source(tmp_path / "in"), earlier={"sources": [5, None, told]})
+    if bundle == "0" * 26:
+        with pytest.raises(SourceMissing):
+            ours.ready()
+    else:
+        assert ours.ready()["sources"][0]["bundle"] == weather.id
+    battery(store, source(tmp_path / "in"), earlier={"sources": 5}).ready()
+
+
 def test_what_a_life_that_was_ended_left_half_done_the_next_completes(store: Store, weather: Bundle, tmp_path: Path) -> None:
     ended = battery(store, source(tmp_path / "in"))
     ended.close()

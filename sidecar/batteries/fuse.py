@@ -20,7 +20,7 @@ from typing import Any
 from sidecar.batteries import Kind, Progress
 from sidecar.errors import NotSaved, Unreachable
 from sidecar.parameters.fuse import Destination, Source
-from sidecar.store import RESERVED, Bundle, Store, open_shared, open_store
+from sidecar.store import RESERVED, Bundle, Store, is_id, open_shared, open_store
 
 __all__ = ["KIND", "Destination", "FuseBattery", "FuseBatteryOptions", "Source", "open_battery"]
 
@@ -85,10 +85,9 @@ class FuseBattery:
         self._closed.set()
 
     def _resolve(self, source: Source) -> Bundle:
-        same = {"name": source.name, "path": source.path, "repo": source.repo, "label": source.label}
-        for told in (self._options.earlier or {}).get("sources", ()):
-            if same.items() <= told.items():
-                return self._store.resolve(source.repo, bundle=str(told.get("bundle", "")))
+        earlier = _bundle_told(source, self._options.earlier)
+        if earlier:
+            return self._store.resolve(source.repo, bundle=earlier)
         return self._store.resolve(source.repo, label=source.label, bundle=source.bundle)
 
     def _save(self, destination: Destination) -> Bundle:
@@ -117,6 +116,18 @@ def open_battery(options: FuseBatteryOptions, progress: Progress) -> FuseBattery
 
 
 KIND = Kind("fuse", FuseBatteryOptions, open_battery)
+
+
+def _bundle_told(source: Source, earlier: Mapping[str, Any] | None) -> str:
+    """Return the id that an earlier life told of this very source, or "". Others write where it was kept: it may be anything."""
+    same = {key: getattr(source, key) for key in ("name", "path", "repo", "label")}
+    sources = (earlier or {}).get("sources")
+    for told in sources if isinstance(sources, list) else ():
+        if not isinstance(told, Mapping) or {key: told.get(key) for key in same} != same:
+            continue
+        if is_id(told.get("bundle")) and source.bundle in ("", told["bundle"]):
+            return str(told["bundle"])
+    return ""
 
 
 def _told(of: Source | Destination, bundle: Bundle) -> dict[str, Any]:

@@ -10,7 +10,7 @@ that the promises rest on.
 """
 
 from sidecar.store.bundles import Store, open_store
-from sidecar.store.format import RESERVED, Bundle, Entry, Move, Piece, Repo, check_name
+from sidecar.store.format import RESERVED, Bundle, Entry, Move, Piece, Repo, check_name, is_id
 from sidecar.store.reference import Reference, parse_reference
 from sidecar.store.tree import open_shared
 from sidecar.store.work import Progress, Stopped
@@ -27,6 +27,7 @@ __all__ = [
     "Stopped",
     "Store",
     "check_name",
+    "is_id",
     "open_shared",
     "open_store",
     "parse_reference",

@@ -184,9 +184,9 @@ def check_text(what: str, text: str) -> str:
     return kept
 
 
-def is_id(text: str) -> bool:
+def is_id(text: object) -> bool:
     """Say whether `text` has the form of a bundle id."""
-    return _ID.fullmatch(text) is not None and id_milliseconds(text) <= LATEST
+    return isinstance(text, str) and _ID.fullmatch(text) is not None and id_milliseconds(text) <= LATEST
 
 
 def make_id(milliseconds: int, random: bytes) -> str:
