@@ -368,6 +368,11 @@ def test_populating_ends_when_it_is_told_to(store: Store, tree: Path, tmp_path: 
 # --- what was written is what is read ------------------------------------------------------------------------------
 
 
+def cut(path: Path, length: int) -> None:
+    path.chmod(0o644)
+    os.truncate(path, length)
+
+
 def flip(path: Path, at: int) -> None:
     path.chmod(0o644)
     data = bytearray(path.read_bytes())
@@ -407,7 +412,7 @@ def test_an_object_that_is_missing_or_cut_short_is_told_with_its_file(
     if damage == "missing":
         path.unlink()
     else:
-        os.truncate(path, 1)
+        cut(path, 1)
     for read in (lambda: store.populate(bundle, tmp_path / "back"), lambda: store.verify(bundle)):
         with pytest.raises(Corrupt, match=object_) as caught:
             read()
@@ -419,7 +424,7 @@ def test_an_object_that_was_cut_short_is_written_again_by_the_next_who_needs_it(
     bundle = store.save(tree, "data")
     for file in ("two", "big"):
         object_ = objects_of(store, bundle, file)[0]
-        os.truncate(tmp_path / "store" / "objects" / object_[:2] / object_, 1)
+        cut(tmp_path / "store" / "objects" / object_[:2] / object_, 1)
     store.save(tree, "other")
     store.verify(bundle)
 
@@ -533,7 +538,7 @@ def test_chunks_whose_object_was_lost_are_stored_again_although_the_parent_holds
         if damage == "missing":
             path.unlink()
         else:
-            os.truncate(path, path.stat().st_size - 1)
+            cut(path, path.stat().st_size - 1)
     second = store.save(tree, "data")
     assert second.stored == first.stored
     store.verify(second)
