@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from sidecar import __version__, batteries, process
 from sidecar.batteries.fuse import FuseBatteryOptions
 from sidecar.cli.entry import complain, printable
-from sidecar.cli.store_option import store_option
+from sidecar.cli.store_option import store_url
 from sidecar.cli.wrap_application import STAY, seconds, write_termination_message
 from sidecar.coordination import host, protocol
 from sidecar.coordination.application import Ending
 from sidecar.coordination.signals import Directory
 from sidecar.errors import SidecarError
+from sidecar.parameters import dictionary
 from sidecar.parameters.fuse import FuseFlags, FuseOptions, fuse_options
 from sidecar.parameters.settings import Configured, explain
+from sidecar.values import replace
 
 NAME = "wrap_datamon"
+FUSE = protocol.batteries_of(["fuse"])[0]
 # What is read of a file of parameters; more was not written by a person.
 LONGEST = 1 << 20
 
@@ -66,7 +70,13 @@ Example:
 @click.option("-b", "config_bucket", metavar="BUCKET", default="", help="datamon's configuration bucket; accepted, see --store.")
 @click.option("-a", "context", metavar="CONTEXT", default="", help="datamon's context; accepted, see --store.")
 @click.option("-s", "stay", is_flag=True, help=f"Stay {STAY:g} s instead of exiting (for debugging); a signal ends it.")
-@store_option
+@click.option(
+    "--store",
+    metavar="URL",
+    default="",
+    help="Where bundles are: file:///srv/store, a plain path, or any URL that fsspec knows.  "
+    "[default: $SIDECAR_STORE, else sidecar/store in the user's data directory]",
+)
 @click.option("--populate", is_flag=True, help="Download sources instead of mounting them; in this version they always are.")
 @click.option(
     "--save", type=click.Choice(protocol.POLICIES), help="When to keep destinations.  [default: as the application says]"
@@ -119,19 +129,24 @@ def command(
     twice counts by its place: flags, environment, file, defaults.
     """
     flags = FuseFlags(coordination, stay, config_bucket, context, bundle_id_file, commands)
+    limits = protocol.Limits(appear=appear_timeout, ready=ready_timeout, save=save_timeout, rejoin=rejoin_timeout, grace=grace)
+    how = host.Options(save or "", limits, native, poll, STAY if stay else 0.0)
     try:
-        configured = fuse_options(flags, os.environ, _read_file)
+        try:
+            configured = fuse_options(flags, os.environ, _read_file)
+            store, store_from = _store(store)
+        except SidecarError as error:
+            place = coordination or _meeting_point(os.environ)
+            if os.path.isabs(place) and not print_config:
+                _say_failed(error, place, how, signals)
+            raise
         if print_config:
-            _print_config(configured, store)
+            _print_config(configured, store, store_from)
             return 0
         for note in configured.notes:
             complain(NAME, note)
         options = configured.options
-        limits = protocol.Limits(
-            appear=appear_timeout, ready=ready_timeout, save=save_timeout, rejoin=rejoin_timeout, grace=grace
-        )
-        how = host.Options(save or "", limits, native, poll, STAY if options.stay else 0.0)
-        ending = _serve(options, store, how, signals)
+        ending = _serve(options, store, replace(how, stay=STAY if options.stay else 0.0), signals)
     except SidecarError as error:
         write_termination_message(termination_log, str(error))
         raise
@@ -142,13 +157,48 @@ def command(
 
 
 def _serve(options: FuseOptions, store: str, how: host.Options, signals: process.SignalQueue) -> Ending:
-    battery = FuseBatteryOptions(store, options.sources, options.destinations, options.contributor)
     kind = batteries.find("fuse")
-    fuse = protocol.batteries_of(["fuse"])[0]
     with Directory(options.coordination) as directory:
-        return host.serve(
-            directory, fuse, lambda progress: kind.open(battery, progress), how, signals, lambda line: complain(NAME, line)
+        battery = FuseBatteryOptions(
+            store, options.sources, options.destinations, options.contributor, earlier=_earlier(directory)
         )
+        return host.serve(
+            directory, FUSE, lambda progress: kind.open(battery, progress), how, signals, lambda line: complain(NAME, line)
+        )
+
+
+def _earlier(directory: Directory) -> Mapping[str, Any] | None:
+    """Return what an earlier life was ready with, None where there was none."""
+    record = directory.record(FUSE.name)
+    return record.payload if record is not None else None
+
+
+def _say_failed(error: SidecarError, coordination: str, how: host.Options, signals: process.SignalQueue) -> None:
+    """Have the application hear at once that there will be no battery, and why, where the place to meet is known."""
+
+    def make(_: batteries.Progress) -> NoReturn:
+        raise error
+
+    try:
+        with Directory(coordination) as directory:
+            host.serve(directory, FUSE, make, how, signals, lambda _: None)
+    except SidecarError:
+        pass  # It is not there, or another battery lives in it: what is wrong with the configuration is what counts.
+
+
+def _meeting_point(environment: Mapping[str, str]) -> str:
+    """Return the coordination directory that the environment names, whatever else is wrong with it; "" where it names none."""
+    try:
+        return str(dictionary.decode(environment.get("dm_fuse_opts", "")).get("c", ""))
+    except SidecarError:
+        return ""
+
+
+def _store(given: str) -> tuple[str, str]:
+    """Return the URL of the store, and where it comes from."""
+    if given:
+        return given, "--store"
+    return store_url(os.environ), "SIDECAR_STORE" if os.environ.get("SIDECAR_STORE") else "default"
 
 
 def _read_file(path: str) -> str:
@@ -156,14 +206,8 @@ def _read_file(path: str) -> str:
         return file.read(LONGEST + 1)
 
 
-def _print_config(configured: Configured[FuseOptions], store: str) -> None:
-    lines = [*explain(configured), ("store", store, _origin_of_store())]
+def _print_config(configured: Configured[FuseOptions], store: str, store_from: str) -> None:
+    lines = [*explain(configured), ("store", store, store_from)]
     keys, values = max(len(line[0]) for line in lines), min(60, max(len(line[1]) for line in lines))
     for key, value, where in lines:
         click.echo(f"{key:<{keys}}  {printable(value):<{values}}  {printable(where)}")
-
-
-def _origin_of_store() -> str:
-    if click.get_current_context().get_parameter_source("store") is ParameterSource.COMMANDLINE:
-        return "--store"
-    return "SIDECAR_STORE" if os.environ.get("SIDECAR_STORE") else "default"

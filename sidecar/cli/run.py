@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import click
 
 from sidecar import process
+from sidecar.cli.datamon import Seconds
 from sidecar.cli.entry import complain
 from sidecar.cli.store_option import store_option
 from sidecar.cli.view import View
@@ -24,9 +25,9 @@ from sidecar.coordination import pod, protocol
 from sidecar.coordination.protocol import APPLICATION
 from sidecar.coordination.report import Report, look
 from sidecar.coordination.signals import Directory
-from sidecar.errors import UNAVAILABLE, UsageError
+from sidecar.errors import IO, UNAVAILABLE, ParametersError, Unreachable, UsageError
 from sidecar.figures import amount, counted, duration
-from sidecar.store import parse_reference
+from sidecar.store import Reference, parse_reference
 
 LIMITS = ("appear-timeout", "ready-timeout", "run-timeout", "save-timeout", "grace")
 
@@ -46,11 +47,16 @@ Example:  sidecar run --source weather@latest:in --dest out:results@daily -- pyt
 @click.option(
     "--save", type=click.Choice(protocol.POLICIES), default=protocol.ON_SUCCESS, show_default=True, help="When to keep them."
 )
-@click.option("--appear-timeout", metavar="T", help="How long the battery may take to appear (90, 90s, 15m, 2h).  [default: 600]")
-@click.option("--ready-timeout", metavar="T", help="How long the sources may take.")
-@click.option("--run-timeout", metavar="T", help="How long CMD may run.")
-@click.option("--save-timeout", metavar="T", help="How long saving may take.")
-@click.option("--grace", metavar="T", help="What is left after SIGTERM.  [default: 25]")
+@click.option(
+    "--appear-timeout",
+    type=Seconds(),
+    metavar="T",
+    help="How long the battery may take to appear (90, 90s, 15m, 2h).  [default: 600]",
+)
+@click.option("--ready-timeout", type=Seconds(), metavar="T", help="How long the sources may take.")
+@click.option("--run-timeout", type=Seconds(), metavar="T", help="How long CMD may run.")
+@click.option("--save-timeout", type=Seconds(), metavar="T", help="How long saving may take.")
+@click.option("--grace", type=Seconds(), metavar="T", help="What is left after SIGTERM.  [default: 25]")
 @click.option("-c", "--coordination", metavar="DIR", help="Coordinate there and keep it.  [default: temporary, kept on failure]")
 @click.option("--report", metavar="FILE", help="Write what `sidecar status --json` prints to FILE in the end.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
@@ -65,7 +71,7 @@ def run(
     report: str | None,
     quiet: bool,
     command: tuple[str, ...],
-    **limits: str | None,
+    **limits: float | None,
 ) -> int:
     """Run CMD with its inputs before and its outputs saved after, on this machine.
 
@@ -77,13 +83,14 @@ def run(
         raise UsageError("nothing to bring and nothing to keep: --source REPO@LABEL:DIR or --dest DIR:REPO[@LABEL] is needed")
     given = [f"--{name}={value}" for name in LIMITS if (value := limits[name.replace("-", "_")]) is not None]
     place = _place(coordination)
+    _tell_earlier(place)
     battery = [*_program("wrap_datamon"), "-c", place, "--populate", "--store", store, *_own(given), *asked]
     wrapper = [*_program("wrap_application"), "-c", place, "-b", "fuse", "-q", f"--save={save}", *given, "--", *command]
     status, last = _run(place, {"fuse": battery}, wrapper, View(quiet=quiet))
-    if report is not None:
-        with open(report, "w", encoding="utf-8") as file:
-            json.dump(last.as_json(), file)
     status = _status(status, last)
+    if report is not None:
+        written = _write_report(report, last)
+        status = status or written
     if not quiet:
         _tell_saved(last)
     if status == 0 and coordination is None:
@@ -105,10 +112,36 @@ def _run(place: str, batteries: dict[str, list[str]], wrapper: list[str], view: 
 
 
 def _place(coordination: str | None) -> str:
-    if coordination is None:
-        return tempfile.mkdtemp(prefix="sidecar-")
-    os.makedirs(coordination, exist_ok=True)
+    try:
+        if coordination is None:
+            return tempfile.mkdtemp(prefix="sidecar-")
+        os.makedirs(coordination, exist_ok=True)
+    except OSError as error:
+        raise Unreachable(f"the coordination directory {coordination or tempfile.gettempdir()}: {error.strerror}") from None
     return os.path.abspath(coordination)
+
+
+def _tell_earlier(place: str) -> None:
+    """Tell whoever expects another run in a directory that it has served one."""
+    with Directory(place) as directory:
+        record = directory.record(APPLICATION)
+    if record is not None and record.exit is not None:
+        complain(
+            "sidecar",
+            f"in {place} a command has run already and ended with status {record.exit.status}; it is not run again "
+            "(for another run, use an empty directory)",
+        )
+
+
+def _write_report(path: str, report: Report) -> int:
+    """Write the report as JSON; return the exit status of that."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(report.as_json(), file)
+    except OSError as error:
+        complain("sidecar", f"the report cannot be written: {path}: {error.strerror}")
+        return IO
+    return 0
 
 
 def _program(name: str) -> list[str]:
@@ -125,7 +158,7 @@ def _mount(source: str) -> list[str]:
     reference, colon, folder = source.partition(":")
     if not colon or not folder or not reference:
         raise UsageError(f"--source expects REPO:DIR or REPO@LABEL:DIR, not {source!r}")
-    found = parse_reference(reference)
+    found = _reference("--source", source, reference)
     at = ["--bundle", found.bundle] if found.bundle else ["--label", found.label] if found.label else []
     return ["-d", shlex.join(["bundle", "mount", "--repo", found.repo, *at, "--mount", os.path.abspath(folder)])]
 
@@ -135,12 +168,19 @@ def _upload(dest: str, message: str) -> list[str]:
     folder, colon, reference = dest.rpartition(":")
     if not colon or not folder or not reference:
         raise UsageError(f"--dest expects DIR:REPO or DIR:REPO@LABEL, not {dest!r}")
-    found = parse_reference(reference)
+    found = _reference("--dest", dest, reference)
     if found.bundle:
         raise UsageError(f"--dest {dest!r} names a bundle that exists; a new one can be given a label")
     at = ["--label", found.label] if found.label else []
     words = ["bundle", "upload", "--path", os.path.abspath(folder), "--message", message, "--repo", found.repo]
     return ["-d", shlex.join([*words, *at])]
+
+
+def _reference(flag: str, given: str, reference: str) -> Reference:
+    try:
+        return parse_reference(reference)
+    except ParametersError as error:
+        raise UsageError(f"{flag} {given!r}: {error}") from None
 
 
 def _status(status: int, report: Report) -> int:

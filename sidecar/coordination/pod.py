@@ -1,19 +1,23 @@
 """One pod made of local processes: batteries and the application's wrapper, each a process, around one directory.
 
 They are the very programs that containers run, and nothing here takes part in their coordination: this module starts them,
-passes signals on, reaps them, and calls back whenever something was said. Whoever dies, the others hear it from the directory;
-should this process be killed, the kernel takes all of them along.
+passes signals on, reaps them, and calls back whenever something was said. Whoever dies, the others hear it from the directory,
+and where it died too early to have left a trace there, this module leaves that trace. Should this process be killed, the kernel
+takes all of them along.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from sidecar import process
 from sidecar.coordination.application import ENDING
+from sidecar.coordination.protocol import APPLICATION
 from sidecar.coordination.signals import Directory, Watch, follow
+from sidecar.errors import Unreachable
 
 # How often `looked` is called at least, in seconds: a live view counts seconds.
 TICK = 0.25
@@ -33,16 +37,15 @@ def run(
     Raises process.NotStarted where one of them cannot be begun; the others are ended then.
     """
     directory.make(())
-    children: list[process.Child] = []
+    children: dict[str, process.Child] = {}
     process.adopt_orphans()
     try:
         for name, command in batteries.items():
-            children.append(_start_battery(command, os.path.join(logs, f"{name}.log")))
-        wrapper = process.spawn(application)
-        children.append(wrapper)
+            children[name] = _start_battery(command, os.path.join(logs, f"{name}.log"))
+        wrapper = children[APPLICATION] = process.spawn(application)
         _follow(directory, children, signals, looked)
     finally:
-        _end(children, signals)
+        _end(list(children.values()), signals)
     return 128 + wrapper.signal if wrapper.signal else wrapper.code
 
 
@@ -55,7 +58,7 @@ def _start_battery(command: Sequence[str], log: str) -> process.Child:
 
 
 def _follow(
-    directory: Directory, children: Sequence[process.Child], signals: process.SignalQueue, looked: Callable[[], None]
+    directory: Directory, children: Mapping[str, process.Child], signals: process.SignalQueue, looked: Callable[[], None]
 ) -> None:
     begun = False
 
@@ -66,13 +69,34 @@ def _follow(
             begun = True
         for number in signals.drain():
             if number in ENDING:
+                for child in children.values():
+                    child.send(number)
+        process.reap(*children.values())
+        for name, child in children.items():
+            if child.ended and directory.alive(name) is None:
+                # It died before it took its lease. One that is free is what the others take for a death.
+                os.close(directory.lease(name))
+        looked()
+        return None if all(child.ended for child in children.values()) else TICK
+
+    try:
+        follow(directory, (), step)
+    except Unreachable:
+        # It was deleted. Each participant notices, and a command that runs is let run to its end.
+        _wait(list(children.values()), signals)
+
+
+def _wait(children: Sequence[process.Child], signals: process.SignalQueue) -> None:
+    """Return when all have ended; pass signals on meanwhile."""
+    poll = select.poll()
+    poll.register(signals.fd, select.POLLIN)
+    while any(not child.ended for child in children):
+        poll.poll(TICK * 1000)
+        for number in signals.drain():
+            if number in ENDING:
                 for child in children:
                     child.send(number)
         process.reap(*children)
-        looked()
-        return None if all(child.ended for child in children) else TICK
-
-    follow(directory, (), step)
 
 
 def _end(children: Sequence[process.Child], signals: process.SignalQueue) -> None:
