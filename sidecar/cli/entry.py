@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
-from sidecar.errors import USAGE, ParametersError, SidecarError
+from sidecar.errors import IO, USAGE, ParametersError, SidecarError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -25,10 +27,15 @@ def enter(command: click.Command, name: str) -> NoReturn:
 def run(command: click.Command, name: str, obj: object = None) -> int:
     """Run `command` with the arguments of this process and return the exit status. What it returns itself is one; None is 0."""
     try:
-        status = command.main(prog_name=name, standalone_mode=False, obj=obj)
-        sys.stdout.flush()
+        # Not command.main, which makes a status of its own, 1, of a pipe that nobody reads.
+        if instruction := os.environ.get(variable := f"_{name.upper()}_COMPLETE"):
+            return shell_complete(command, {}, name, variable, instruction)
+        with command.make_context(name, sys.argv[1:], obj=obj) as context:
+            status = command.invoke(context)
+        if sys.stdout is not None:  # as where it was closed when we started
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        _say(error.format_message())
         status = USAGE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else name
@@ -49,15 +56,37 @@ def run(command: click.Command, name: str, obj: object = None) -> int:
         complain(name, str(error))
         status = error.status
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = BROKEN_PIPE
+        status = _dropped(BROKEN_PIPE)
+    except SystemExit as error:
+        # What rich makes of a broken pipe.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        status = _dropped(BROKEN_PIPE)
+    except OSError as error:
+        # What cannot be read or written elsewhere, the library tells; this is where our output goes.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
+            raise
+        complain(name, f"the output cannot be written: {error.strerror}")
+        status = _dropped(IO)
     return status or 0
 
 
+def _dropped(status: int) -> int:
+    """Return `status`, all output being dropped from now on: Python would try and complain once more while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
 def complain(name: str, message: str) -> None:
-    """Say one line on stderr on behalf of the command `name`."""
-    click.echo(f"{name}: {printable(message)}", err=True)
+    """Say one line on stderr on behalf of the command `name`; that nobody can hear it is no failure."""
+    _say(f"{name}: {printable(message)}")
+
+
+def _say(text: str) -> None:
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        pass
 
 
 def printable(text: str) -> str:

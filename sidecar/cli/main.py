@@ -43,7 +43,7 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Example:  sidecar run --source weather@latest:in --dest out:results -- python3 analyse.py in out",
+    epilog="\b\nExample:  sidecar run --source weather@latest:in --dest out:results -- python3 analyse.py in out",
 )
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:

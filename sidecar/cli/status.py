@@ -77,7 +77,7 @@ def table(report: Report) -> Table | Text:
         table.add_column(title, no_wrap=title != "WHAT", overflow="fold")
     for p in report.participants:
         life = f" (life {p.record.life})" if p.record and p.record.life > 1 else ""
-        state = Text(p.standing, style=COLOURS.get(p.standing, ""))
+        state = Text(printable(p.standing), style=COLOURS.get(p.standing, ""))
         table.add_row(Text(printable(p.name) + life), state, _since(p, report), _what(p, report))
     return table
 

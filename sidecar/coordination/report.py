@@ -34,6 +34,11 @@ from sidecar.figures import amount, counted, duration, share
 # Standings for people, in the place of the record's state where that says less.
 DIED, SCRIPT, EXPECTED = "died", "script", "expected"
 _ENDED = (DONE, FAILED)
+# What is shown is bounded, for whoever can write to the directory can write anything: how many phases (as many as records keep),
+# how many characters of the name of a state and of what is explained, the last moment that has a date, and the largest amount.
+_PHASES, _STATE, _LINE = 64, 40, 1000
+_LATEST = 253370764800.0  # the year 9999
+_LARGEST = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Report:
         ended: tuple[str, ...] = (*_ENDED, DIED)
         if any(p.name == APPLICATION and p.standing in ended for p in self.participants):
             ended = (*ended, SCRIPT, EXPECTED)  # nobody would hear them any more
-        return bool(self.participants) and all(p.standing in ended for p in self.participants)
+        return bool(self.participants) and all(p.standing in ended or _script_has_saved(p) for p in self.participants)
 
     def participant(self, name: str) -> Participant | None:
         """Return the participant called `name`, None where nothing is known of it."""
@@ -105,7 +110,7 @@ class Report:
 def look(directory: Directory) -> Report:
     """Return the report of a directory; Unreachable where it was deleted meanwhile."""
     names = set(directory.names())
-    batteries = {b.name: b for name in names if (b := _battery(name, directory)) is not None}
+    batteries = {name: b for name in names if (b := _battery(name, directory)) is not None and b.name == name}
     application = directory.record(APPLICATION)
     for name, kind in application.peers if application else ():
         if name not in batteries and (b := _known(name, kind)) is not None:
@@ -113,9 +118,7 @@ def look(directory: Directory) -> Report:
     for b in (*protocol.batteries_of(["fuse"]), *(protocol.battery_of_database(db) for db in directory.databases())):
         if b.name not in batteries and any(directory.said(s) for s in (b.ready, b.save, b.saved)):
             batteries[b.name] = b
-    seen = {name: directory.look(name, b) for name, b in batteries.items()}
-    if application is not None or APPLICATION in names:
-        seen[APPLICATION] = directory.look(APPLICATION, None)
+    seen = {name: directory.look(name, batteries.get(name)) for name in {*names, *batteries}}
     progress = {name: p for name in seen if (p := directory.progress(name)) is not None}
     return report_of(directory.path, time.time(), batteries, seen, progress, directory.events())
 
@@ -130,10 +133,11 @@ def report_of(
 ) -> Report:
     """Return the report of what was `seen` of each participant, by name, at the time `now` in seconds since the epoch."""
     found = []
+    log = [{**event, "time": _moment(event["time"])} for event in events]
     for name in sorted(seen, key=lambda n: (n != APPLICATION, n)):
         its, battery = seen[name], batteries.get(name)
-        heard = [e["time"] for e in events if e["by"] == name]
-        last = max([its.record.last if its.record else 0.0, progress.get(name, {}).get("time", 0.0), *heard])
+        heard = [e["time"] for e in log if e["by"] == name]
+        last = max(0.0, *map(_moment, (its.record.last if its.record else 0.0, progress.get(name, {}).get("time", 0.0))), *heard)
         said = [s for s, there in _signals(battery, its) if there]
         phases = _phases(its, now)
         waits = _waits(name, now, batteries, seen)
@@ -144,7 +148,12 @@ def report_of(
                 name, kind, standing, its.alive, its.record, last, tuple(said), phases, waits, _current(progress.get(name), its)
             )
         )
-    return Report(path, now, tuple(found), tuple(events))
+    return Report(path, now, tuple(found), tuple(log))
+
+
+def _moment(seconds: float) -> float:
+    """Return the moment that has a date and is the nearest to `seconds`; 0 for what is no number."""
+    return min(_LATEST, max(0.0, seconds))  # in this order: max(0.0, nan) is 0.0
 
 
 def _known(name: str, kind: str) -> Battery | None:
@@ -171,16 +180,17 @@ def _signals(battery: Battery | None, seen: Seen) -> list[tuple[str, bool]]:
 
 def _standing(seen: Seen) -> str:
     if seen.record is None:
-        return DIED if seen.alive is False else SCRIPT if seen.ready or seen.save or seen.saved else EXPECTED
+        # Its `save` is not of its own saying.
+        return DIED if seen.alive is False else SCRIPT if seen.ready or seen.saved else EXPECTED
     if seen.alive or seen.record.state in _ENDED:
-        return seen.record.state
+        return seen.record.state[:_STATE]
     return DIED
 
 
 def _phases(seen: Seen, now: float) -> tuple[Phase, ...]:
     if seen.record is None:
         return ()
-    times = seen.record.times
+    times = [(state[:_STATE], _moment(when)) for state, when in seen.record.times[-_PHASES:]]
     ends = [when for _, when in times[1:]]
     last = now if seen.alive and seen.record.state not in _ENDED else times[-1][1] if times else 0.0
     return tuple(
@@ -193,7 +203,8 @@ def _current(progress: Mapping[str, Any] | None, seen: Seen) -> Mapping[str, Any
     record = seen.record
     if progress is None or record is None or record.state not in (PREPARING, SAVING) or not record.times:
         return None
-    return progress if progress["time"] >= record.times[-1][1] else None
+    sensible = all(0 <= progress[key] < _LARGEST for key in ("done", "total"))
+    return progress if sensible and progress["time"] >= record.times[-1][1] else None
 
 
 def _waits(name: str, now: float, batteries: Mapping[str, Battery], seen: Mapping[str, Seen]) -> tuple[Waits, ...]:
@@ -202,7 +213,7 @@ def _waits(name: str, now: float, batteries: Mapping[str, Battery], seen: Mappin
     record = its.record
     if record is None or not its.alive or not record.times:
         return ()
-    since = Since(born=record.born, phase=record.times[-1][1])
+    since = Since(born=_moment(record.born), phase=_moment(record.times[-1][1]))
     if name == APPLICATION:
         mine = [batteries[n] for n, _ in record.peers if n in batteries]
         step: Any = protocol.application_next(record, seen, mine, now=now, since=since, limits=record.limits, running=True)
@@ -243,14 +254,21 @@ def far(progress: Mapping[str, Any]) -> str:
 
 def explanation(p: Participant, report: Report) -> str:
     """Return in one line what a participant is at, or how it ended."""
+    return _cut(_explanation(p, report))
+
+
+def _explanation(p: Participant, report: Report) -> str:
     record = p.record
     if p.standing == SCRIPT:
-        return f"a script; it has said {', '.join(p.signals)}"
+        battery = _known(p.name, p.kind)
+        said = [s for s in p.signals if battery is None or s != battery.save]
+        asked = f"; it was told {battery.save}" if battery is not None and battery.save in p.signals else ""
+        return f"a script; it has said {', '.join(said)}{asked}"
     if p.standing == EXPECTED:
         return "has not appeared"
     if p.standing == DIED:
         last = f"; the last it said was {record.state!r}" if record else " before it said anything"
-        return f"died without a word{last}, {duration(report.now - p.last)} ago" if p.last else f"died{last}"
+        return f"died without a word{last}, {_ago(p.last, report)}" if p.last else f"died{last}"
     assert record is not None
     if record.state == FAILED:
         problem = record.error
@@ -272,9 +290,22 @@ def _waiting(p: Participant, report: Report) -> list[str]:
             said.append(f"{w.what} for {duration(max(0.0, report.now - w.since))}{limit}")
             continue
         other = others.get(w.name)
-        sign = f"; its last sign of life was {duration(report.now - other.last)} ago" if other and other.last else ""
+        sign = f"; its last sign of life was {_ago(other.last, report)}" if other and other.last else ""
         said.append(f"waits for {w.name} {w.what}, for {duration(max(0.0, report.now - w.since))}{limit}{sign}")
     return said
+
+
+def _script_has_saved(p: Participant) -> bool:
+    battery = _known(p.name, p.kind) if p.standing == SCRIPT else None
+    return battery is not None and battery.saved in p.signals
+
+
+def _ago(when: float, report: Report) -> str:
+    return f"{duration(max(0.0, report.now - when))} ago"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LINE else text[: _LINE - 2] + " …"
 
 
 def payload_line(payload: Mapping[str, Any] | None) -> str:
@@ -282,16 +313,18 @@ def payload_line(payload: Mapping[str, Any] | None) -> str:
     bundles = [
         each
         for key in ("sources", "destinations")
-        for each in (payload or {}).get(key) or ()
+        if isinstance(told := (payload or {}).get(key), Sequence)
+        for each in told
         if isinstance(each, Mapping) and {"repo", "bundle", "files", "bytes"} <= each.keys()
     ]
     if not bundles:
         return encode(dict(payload))[:200] if payload else "nothing to tell"
-    return "; ".join(_bundle_line(each) for each in bundles)
+    return _cut("; ".join(_bundle_line(each) for each in bundles))
 
 
 def _bundle_line(bundle: Mapping[str, Any]) -> str:
     label = f"@{bundle['label']}" if bundle.get("label") else ""
     files, size = bundle["files"], bundle["bytes"]
-    held = f", {counted(files, 'file')}, {amount(size)}" if isinstance(files, int) and isinstance(size, int) else ""
+    sensible = all(type(each) is int and 0 <= each < _LARGEST for each in (files, size))
+    held = f", {counted(files, 'file')}, {amount(size)}" if sensible else ""
     return f"{bundle['repo']}{label} = {bundle['bundle']}{held}"
