@@ -245,7 +245,8 @@ class _Host:
         if work.error is not None:
             self._fail(self._problem_of(work.error, saving))
         elif saving:
-            self._enter(DONE, saved=True, payload=dict(work.payload))
+            # What `ready` told stays true, and a later life may ask for it.
+            self._enter(DONE, saved=True, payload={**(self.me.payload or {}), **work.payload})
             self._say_done(self.directory.look_at_application(self.battery))
         else:
             self._enter(READY, payload=dict(work.payload))
