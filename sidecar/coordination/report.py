@@ -193,9 +193,7 @@ def _phases(seen: Seen, now: float) -> tuple[Phase, ...]:
     times = [(state[:_STATE], _moment(when)) for state, when in seen.record.times[-_PHASES:]]
     ends = [when for _, when in times[1:]]
     last = now if seen.alive and seen.record.state not in _ENDED else times[-1][1] if times else 0.0
-    return tuple(
-        Phase(state, when, max(0.0, end - when)) for (state, when), end in zip(times, [*ends, last], strict=False)
-    )
+    return tuple(Phase(state, when, max(0.0, end - when)) for (state, when), end in zip(times, [*ends, last], strict=False))
 
 
 def _current(progress: Mapping[str, Any] | None, seen: Seen) -> Mapping[str, Any] | None:
