@@ -365,6 +365,20 @@ def test_populating_ends_when_it_is_told_to(store: Store, tree: Path, tmp_path: 
     assert not (tmp_path / "back" / ".sidecar-populating").exists()
 
 
+def test_a_chunk_is_given_verified_or_told_with_its_file_and_object(store: Store, tree: Path, tmp_path: Path) -> None:
+    bundle = store.save(tree, "data")
+    entry = next(entry for entry in store.manifest(bundle) if entry.path == "big")
+    assert b"".join(store.chunk(bundle, "big", piece) for piece in entry.pieces) == (tree / "big").read_bytes()
+    piece, reader = entry.pieces[0], store.reader(bundle)
+    view = memoryview(bytearray(piece.length))
+    reader.read("big", piece, view)
+    assert view == (tree / "big").read_bytes()[: piece.length]
+    flip(tmp_path / "store" / "objects" / piece.object[:2] / piece.object, 5)
+    for read in (lambda: store.chunk(bundle, "big", piece), lambda: reader.read("big", piece, view)):
+        with pytest.raises(Corrupt, match=f"repository 'data', bundle {bundle.id}, file 'big': objects/.*{piece.object}"):
+            read()
+
+
 # --- what was written is what is read ------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ that the promises rest on.
 """
 
 from sidecar.store.bundles import Store, open_store
+from sidecar.store.download import Reader
 from sidecar.store.format import RESERVED, Bundle, Entry, Move, Piece, Repo, check_name, is_id
 from sidecar.store.reference import Reference, parse_reference
 from sidecar.store.tree import open_shared
@@ -22,6 +23,7 @@ __all__ = [
     "Move",
     "Piece",
     "Progress",
+    "Reader",
     "Reference",
     "Repo",
     "Stopped",

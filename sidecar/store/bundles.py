@@ -164,6 +164,17 @@ class Store:
         except Malformed as error:
             raise Corrupt(f"{where}: {error}") from None
 
+    def reader(self, bundle: Bundle) -> download.Reader:
+        """Return what reads the chunks of a bundle, verified: see Reader. Safe in several threads; keep one as long as needed."""
+        return download.Reader(self._objects, self._where(bundle))
+
+    def chunk(self, bundle: Bundle, path: str, piece: Piece) -> bytes:
+        """Return the verified bytes of a chunk of file `path`, as they were in the file, to keep.
+
+        Corrupt, naming repository, bundle, file and object, where they are missing or others.
+        """
+        return bytes(self.reader(bundle).chunk(path, piece))
+
     def populate(
         self,
         bundle: Bundle,
@@ -182,14 +193,14 @@ class Store:
         """
         meter = Meter(f"populating from {bundle.repo}", progress, cancelled)
         entries = self.manifest(bundle)
-        reader = download.Reader(self._objects, self._where(bundle))
+        reader = self.reader(bundle)
         download.populate(reader, entries, os.fspath(path), meter, self._objects.parallel, shared=shared)
 
     def verify(self, bundle: Bundle, progress: Progress | None = None, *, cancelled: Cancelled | None = None) -> int:
         """Read everything a bundle refers to, and return its size in bytes. Corrupt, a line for each object, where it differs."""
         meter = Meter(f"verifying {bundle.repo}", progress, cancelled)
         entries = self.manifest(bundle)
-        reader = download.Reader(self._objects, self._where(bundle))
+        reader = self.reader(bundle)
         download.verify(reader, entries, meter, self._objects.parallel)
         return bundle.bytes
 

@@ -42,6 +42,11 @@ class Reader:
         self._fill(path, piece.object, piece.offset, view)
         return self._verified(path, piece, view)
 
+    def read(self, path: str, piece: Piece, view: memoryview) -> None:
+        """Fill `view`, as long as the chunk, with its verified bytes. Corrupt where they are others; `view` then holds anything."""
+        self._fill(path, piece.object, piece.offset, view)
+        self._verified(path, piece, view)
+
     def run(self, pieces: Sequence[tuple[str, Piece]]) -> Iterator[memoryview]:
         """Yield the verified bytes of chunks that lie together in one pack, in ascending order; see `runs`."""
         path, first = pieces[0]
