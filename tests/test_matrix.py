@@ -276,6 +276,8 @@ class Kubelet:
         self.statuses[container.name].append(status)
         if status != 0 and self.restarts == "on failure" and container.life < LIVES:
             container.conn.close()
+            if container.name == APPLICATION:
+                Path(container.place.volume, "go").touch()  # it was caught while it waited: the next life's command may end
             container.start()
         else:
             container.process = None
