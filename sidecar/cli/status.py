@@ -58,7 +58,8 @@ def print_report(report: Report, *, events: bool = False) -> None:
     """Print a report for people on stdout."""
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed when we started
+    console = Console(highlight=False, width=None if terminal else PLAIN_WIDTH)
     console.print(table(report), *timeline(report, console.width), sep="\n")
     if events:
         for event in report.events:
