@@ -242,15 +242,18 @@ def _go_to_background(output: int) -> None:
 
 
 def _execute(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Become `command`, looked up along PATH as execvp(3) does; os.execvp imports `warnings` on the way."""
+    """Become `command`, looked up along PATH as a shell does; os.execvp imports `warnings` on the way."""
     name = command[0]
     refused: OSError = FileNotFoundError(errno.ENOENT, "")
     folders = [""] if "/" in name else environment.get("PATH", os.defpath).split(":")
     for folder in folders:
+        path = os.path.join(folder, name)
         try:
-            os.execve(os.path.join(folder, name), list(command), dict(environment))  # noqa: S606
+            os.execve(path, list(command), dict(environment))  # noqa: S606
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as error:
-            refused = error
+            # Also what a folder answers that this user may not search, /root/bin say: the command is not found there.
+            if "/" in name or os.path.exists(path):
+                refused = error
     raise refused

@@ -320,7 +320,7 @@ class Pod:
     def hear(self, *signals: str) -> None:
         """Return when all of `signals` are there."""
         for name in signals:
-            until((self.coord / name).is_file, f"{name} is said", self)
+            until(lambda path=self.coord / name: is_regular(path), f"{name} is said", self)  # type: ignore[misc]
 
     def record(self, name: str = APPLICATION) -> Record | None:
         """Return what participant `name` says of itself; None where it says nothing."""
@@ -357,6 +357,11 @@ class Pod:
         """Return the path of such a file once it is there."""
         until(self.file(name).exists, f"{name} is there", self)
         return self.file(name)
+
+
+def is_regular(path: Path) -> bool:
+    """Tell whether a regular file is there, not a link to one."""
+    return path.is_file() and not path.is_symlink()
 
 
 def until(condition: Callable[[], bool], what: str, pod: Pod | None = None) -> None:

@@ -261,6 +261,17 @@ def test_sigterm_while_the_output_is_being_saved_leaves_the_grace_and_then_73(po
     assert "the grace after SIGTERM ran out" in started.err
 
 
+def test_sigterm_leaves_the_time_to_save_what_the_command_made(tmp_path: Path, prefix: Sequence[str]) -> None:
+    with Pod(tmp_path) as pod:
+        battery = pod.battery(keep=f"cat {pod.file('made')}")
+        script = f"trap 'echo made > {pod.file('made')}; exit 0' TERM; : > {pod.file('up')}; while :; do sleep 0.01; done"
+        started = pod.wrap("-b", "fuse", "--", "sh", "-c", script, prefix=prefix)
+        pod.hear_file("up")
+        os.kill(wrapper_of(started, prefix), signal.SIGTERM)
+        assert (started.wait(), battery.wait()) == (0, 0)
+        assert battery.out == "made\n"
+
+
 def test_a_command_that_runs_too_long_is_ended_with_75(pod: Pod) -> None:
     started = pod.wrap(*ALONE, "--run-timeout", "0.1", "--", "sleep", LONG)
     assert started.wait() == 75
@@ -501,6 +512,13 @@ def test_control_c_ends_the_command(pod: Pod, terminal: Terminal) -> None:
     until(lambda: terminal.shows("up"), "the command is up", pod)
     os.write(terminal.master, b"\x03")
     assert started.wait() == 130
+
+
+def test_control_c_while_the_output_is_being_saved_leaves_the_grace(pod: Pod, terminal: Terminal) -> None:
+    started = terminal.start(pod, WRAP, "-c", str(pod.coord), "-b", "fuse", "--grace", "0.2", "--", "true")
+    pod.hear("initupload")
+    os.write(terminal.master, b"\x03")
+    assert started.wait() == 73
 
 
 def test_a_wrapper_in_the_background_leaves_the_terminal_alone(pod: Pod, terminal: Terminal) -> None:

@@ -465,6 +465,7 @@ class Watch:
             | linux.IN_MOVED_TO
             | linux.IN_CLOSE_WRITE
             | linux.IN_ATTRIB
+            | linux.IN_DELETE  # a folder that is held open, as ours are, does not tell of its own deletion
             | linux.IN_DELETE_SELF
             | linux.IN_MOVE_SELF
         )
