@@ -24,10 +24,13 @@ def counted(count: int, what: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time: 4 ms, 1.2 s, 3 min 4 s, 2 h 5 min."""
+    """Return a length of time: 4 ms, 1.2 s, 3 min 4 s, 2 h 5 min, 3 d 4 h."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

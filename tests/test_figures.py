@@ -74,7 +74,9 @@ def test_one_thing_is_singular(count: int, said: str) -> None:
         (3599, "59 min 59 s"),
         (3599.6, "1 h 0 min"),
         (7500, "2 h 5 min"),
-        (360_000, "100 h 0 min"),
+        (172_799, "47 h 59 min"),
+        (172_800, "2 d 0 h"),
+        (360_000, "4 d 4 h"),
     ],
 )
 def test_a_length_of_time_is_in_the_units_that_a_person_would_use(seconds: float, said: str) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REDRAW = 1.0
 PLAIN_WIDTH = 160  # columns, where there is no terminal
 SCALE = 60  # columns of the timeline
+NOBODY = "nobody has said anything"
 COLOURS = {"failed": "red", "died": "red", "done": "green", "running": "cyan", "expected": "yellow", "saving": "green"}
 GLYPHS = {"waiting": "·", "preparing": "░", "ready": "─", "running": "█", "exited": "▒", "saving": "▓"}
 
@@ -43,6 +44,8 @@ def status(directory: str, as_json: bool, watch: bool, events: bool) -> None:
 
     For each participant: its state, whom it waits for and since when, its last sign of life, how long each phase took.
     """
+    if watch and events:
+        raise click.UsageError("--events is for one look; --watch tells what is said as it is said.")
     with Directory(directory) as opened:
         if watch:
             _watch(opened, as_json)
@@ -60,7 +63,8 @@ def print_report(report: Report, *, events: bool = False) -> None:
 
     terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed when we started
     console = Console(highlight=False, width=None if terminal else PLAIN_WIDTH)
-    console.print(table(report), *timeline(report, console.width), sep="\n")
+    for each in (table(report), *timeline(report, console.width)):
+        console.print(each)
     if events:
         for event in report.events:
             click.echo(f"{clock(event['time'])}  {printable(event['by']):<16} {printable(event['what'])}")
@@ -72,10 +76,10 @@ def table(report: Report) -> Table | Text:
     from rich.text import Text
 
     if not report.participants:
-        return Text(f"nobody has said anything in {printable(report.directory)}")
+        return Text(f"{NOBODY} in {printable(report.directory)}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("PARTICIPANT", "STATE", "SINCE", "WHAT"):
-        table.add_column(title, no_wrap=title != "WHAT", overflow="fold")
+        table.add_column(title, no_wrap=title in ("STATE", "SINCE"), overflow="fold")
     for p in report.participants:
         life = f" (life {p.record.life})" if p.record and p.record.life > 1 else ""
         state = Text(printable(p.standing), style=COLOURS.get(p.standing, ""))
@@ -99,7 +103,8 @@ def _since(p: Participant, report: Report) -> str:
 
 
 def timeline(report: Report, width: int) -> list[Text]:
-    """Return the phases of each participant drawn to one scale, in lines of at most `width`, and how long each took."""
+    """Return the phases of each participant drawn to one scale, in lines of at most `width`, and how long each state lasted."""
+    from rich.cells import cell_len
     from rich.text import Text
 
     drawn = [p for p in report.participants if p.phases]
@@ -107,27 +112,48 @@ def timeline(report: Report, width: int) -> list[Text]:
         return []
     begin = min(p.phases[0].since for p in drawn)
     end = max(x.since + x.seconds for p in drawn for x in p.phases)
-    names = max(len(printable(p.name)) for p in drawn)
-    scale = max(20, min(SCALE, width - names - 64))
-    title = Text(f"{'':{names}}  {clock(begin)}{duration(end - begin):>{scale - 12}}", style="dim")
-    lines = [_drawn_phases(p, begin, max(end - begin, 1e-3), names, scale) for p in drawn]
-    return [Text(""), title, *lines]
+    names = min(max(cell_len(printable(p.name)) for p in drawn), max(16, width // 4))
+    scale = max(24, min(SCALE, width - names - 64))
+    title = f"{'':{names}}  {clock(begin)} {duration(end - begin):>{scale - 13}}"
+    lines = [Text(""), Text(title, style="dim", no_wrap=True, overflow="ellipsis")]
+    for p in drawn:
+        line = Text(printable(p.name), no_wrap=True, overflow="ellipsis")
+        line.truncate(names, overflow="ellipsis", pad=True)
+        line.append_text(_bar(p, begin, max(end - begin, 1e-3), scale))
+        for said in _took(p, width - names - scale - 4):
+            lines.append(line.append(f"  {said}", style="dim"))
+            line = Text(" " * (names + 2 + scale), no_wrap=True, overflow="ellipsis")
+    return lines
 
 
-def _drawn_phases(p: Participant, begin: float, length: float, names: int, scale: int) -> Text:
+def _bar(p: Participant, begin: float, length: float, scale: int) -> Text:
     from rich.text import Text
 
-    line = Text(f"{printable(p.name):<{names}}  ", no_wrap=True, overflow="ellipsis")
-    at = 0
+    bar, at = Text("  "), 0
     for phase in p.phases:
         # By the ends, not the lengths, so that roundings do not add up. A phase that took any time at all is seen.
         start, stop = (round((when - begin) / length * scale) for when in (phase.since, phase.since + phase.seconds))
         start, stop = max(start, at), min(scale, max(stop, start + (phase.seconds > 0)))
-        line.append(" " * (start - at))
-        line.append(GLYPHS.get(phase.state, " ") * (stop - start), style=COLOURS.get(phase.state, ""))
+        bar.append(" " * (start - at))
+        bar.append(GLYPHS.get(phase.state, " ") * (stop - start), style=COLOURS.get(phase.state, ""))
         at = max(at, stop)
-    took = "  ".join(f"{GLYPHS.get(x.state, ' ')} {x.state} {duration(x.seconds)}" for x in p.phases if x.seconds)
-    return line.append(" " * (scale - at) + f"  {printable(took)}", style="dim")
+    return bar.append(" " * (scale - at))
+
+
+def _took(p: Participant, width: int) -> list[str]:
+    """Return how long a participant was in each state, in all its lives, in lines of at most `width` where that can be."""
+    took: dict[str, float] = {}
+    for phase in p.phases:
+        took[phase.state] = took.get(phase.state, 0.0) + phase.seconds
+    lines: list[str] = []
+    for said in (
+        f"{GLYPHS.get(state, ' ')} {printable(state)} {duration(seconds)}" for state, seconds in took.items() if seconds
+    ):
+        if lines and len(lines[-1]) + len(said) + 2 <= width:
+            lines[-1] += f"  {said}"
+        else:
+            lines.append(said)
+    return lines or [""]
 
 
 def clock(seconds: float) -> str:
@@ -156,7 +182,7 @@ def _watch(directory: Directory, as_json: bool) -> None:
     console = Console(highlight=False)
     plain = as_json or not console.is_terminal
     live = Live(console=console, auto_refresh=False)
-    last = ""
+    last: str | None = None
     try:
         with suppress(KeyboardInterrupt):
             if not plain:
@@ -168,7 +194,7 @@ def _watch(directory: Directory, as_json: bool) -> None:
                     click.echo(json.dumps(report.as_json()))
                 elif not plain:
                     live.update(Group(table(report), *timeline(report, console.width)), refresh=True)
-                elif (line := "; ".join(f"{p.name} {p.standing}" for p in report.participants)) != last:
+                elif (line := "; ".join(f"{p.name} {p.standing}" for p in report.participants) or NOBODY) != last:
                     click.echo(f"{clock(report.now)}  {printable(line)}")
                     last = line
                 if report.over or not directory.exists():

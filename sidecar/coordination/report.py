@@ -110,14 +110,15 @@ class Report:
 def look(directory: Directory) -> Report:
     """Return the report of a directory; Unreachable where it was deleted meanwhile."""
     names = set(directory.names())
-    batteries = {name: b for name in names if (b := _battery(name, directory)) is not None and b.name == name}
+    batteries = {name: b for name in names if (b := _battery(name, directory)) is not None}
     application = directory.record(APPLICATION)
     for name, kind in application.peers if application else ():
         if name not in batteries and (b := _known(name, kind)) is not None:
             batteries[name] = b
-    for b in (*protocol.batteries_of(["fuse"]), *(protocol.battery_of_database(db) for db in directory.databases())):
-        if b.name not in batteries and any(directory.said(s) for s in (b.ready, b.save, b.saved)):
-            batteries[b.name] = b
+    for name, kind in ("fuse", "fuse"), *((f"postgres-{db}", "postgres") for db in directory.databases()):
+        b = _known(name, kind)
+        if b is not None and name not in batteries and any(directory.said(s) for s in (b.ready, b.save, b.saved)):
+            batteries[name] = b
     seen = {name: directory.look(name, batteries.get(name)) for name in {*names, *batteries}}
     progress = {name: p for name in seen if (p := directory.progress(name)) is not None}
     return report_of(directory.path, time.time(), batteries, seen, progress, directory.events())
@@ -160,10 +161,12 @@ def _known(name: str, kind: str) -> Battery | None:
     """Return the battery that goes by this name; None where none can (a record may hold anything)."""
     try:
         if kind == "postgres":
-            return protocol.battery_of_database(name.removeprefix("postgres-"))
-        return protocol.batteries_of([kind])[0]
+            battery = protocol.battery_of_database(name.removeprefix("postgres-"))
+        else:
+            battery = protocol.batteries_of([kind])[0]
     except UsageError:
         return None
+    return battery if battery.name == name else None
 
 
 def _battery(name: str, directory: Directory) -> Battery | None:
