@@ -1,0 +1,182 @@
+"""A directory that keeps what was read of bundles, up to a limit, for all processes that read them.
+
+    <directory>/<hh>/<key>           bytes; a hole where nothing was kept yet. The key is made of the hashes of what belongs there
+    <directory>/<hh>/<key>.whole     says that all of it was verified, and what the file's inode was then; its mtime: the last use
+
+Nothing here is trusted: whoever loads bytes compares them with their hash. So there is nothing to lock: two processes that keep
+the same bytes write the same, one that is killed leaves a hole or bytes that do not hash, and those are fetched again. Only a
+file that is handed over whole, to the kernel, is not read here: it has a `.whole`, which counts only while inode, size, mtime
+and ctime are as they were when it had been verified, and only until the machine is booted again, for a power cut may lose what
+was never synced. A later change by a program changes the ctime. (A disk that alters bytes by itself goes unnoticed in what is
+handed over.)
+
+A disk that is full, or a directory that cannot be written, ends the keeping and never the reading.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from sidecar.errors import Unreachable
+
+_STEP = 16  # the directory is measured again whenever a 16th of its limit was written
+_SETTLED = 0.05  # seconds; a file may change twice in one tick of its ctime (at most 10 ms), so a younger one is not vouched for
+_AGAIN = 60.0  # seconds without keeping anything, once the disk is full
+_SEEN = 3600.0  # seconds after which a use is noted again
+_logger = logging.getLogger(__name__)
+
+
+class Cache:
+    """See the module. Safe in several threads and processes."""
+
+    def __init__(self, directory: str, limit: int) -> None:
+        """Keep up to about `limit` bytes in `directory`, which is made, for this user alone. Unreachable where that cannot be."""
+        self.directory, self._limit = directory, limit
+        self._lock = threading.Lock()
+        self._written = limit  # measure before the first byte
+        self._resting = 0.0
+        self._made: set[str] = set()
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                self._boot = file.read().strip()
+        except OSError as error:
+            raise Unreachable(f"the cache {directory} cannot be made: {error.strerror}") from error
+
+    def load(self, key: str, at: int, size: int) -> memoryview | None:
+        """Return what was kept there, or was to be: it is the caller's to compare with its hash. None where nothing was."""
+        try:
+            with self._opened(key, os.O_RDONLY) as fd:
+                # A hole would be read as zeros, and hashed, for nothing.
+                if os.fstat(fd).st_size < at + size or os.lseek(fd, at, os.SEEK_HOLE) < at + size:
+                    return None
+                data = memoryview(os.pread(fd, size, at))
+                return data if len(data) == size else None
+        except OSError:
+            return None
+
+    def keep(self, key: str, whole: int, at: int, data: memoryview) -> bool:
+        """Put `data` at `at` of the file `key`, which is to have `whole` bytes; say whether that was done."""
+        if len(data) > self._limit or time.monotonic() < self._resting:
+            return False
+        self._make_room(len(data))
+        try:
+            with self._opened(key, os.O_RDWR | os.O_CREAT) as fd:
+                if os.fstat(fd).st_size != whole:
+                    os.ftruncate(fd, whole)
+                done = 0
+                while done < len(data):
+                    done += os.pwrite(fd, data[done:], at + done)
+        except OSError as error:
+            self._resting = time.monotonic() + _AGAIN
+            _logger.warning("the cache %s cannot be written: %s; it is read without", self.directory, error.strerror)
+            return False
+        return True
+
+    def vouch(self, key: str, whole: int, holds: Callable[[Callable[[int, int], memoryview]], bool]) -> None:
+        """Have `open_whole` hand a file over, if `holds` finds in it what belongs there; it is given a way to read it.
+
+        All of it is read once more: since it was filled it may have been evicted, and filled again by one that was killed.
+        """
+        try:
+            with self._opened(key, os.O_RDONLY) as fd:
+                before = os.fstat(fd)
+                if (young := before.st_ctime + _SETTLED - time.time()) > 0:
+                    time.sleep(min(young, _SETTLED))
+                if before.st_size != whole or not holds(lambda at, size: memoryview(os.pread(fd, size, at))):
+                    return
+                if self._signature(os.fstat(fd)) == self._signature(before):
+                    self._sign(key, self._signature(before))
+        except OSError:
+            return
+
+    def open_whole(self, key: str, whole: int) -> int | None:
+        """Return a descriptor of a file that was vouched for and has not changed since; None where there is none."""
+        path = self._path(key)
+        try:
+            with open(path + ".whole", encoding="ascii") as file:
+                said = file.read(1000)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (OSError, ValueError):
+            return None
+        seen = os.fstat(fd)
+        if seen.st_size != whole or said != self._signature(seen):
+            os.close(fd)
+            return None
+        with suppress(OSError):
+            if time.time() - os.stat(path + ".whole").st_mtime > _SEEN:
+                os.utime(path + ".whole")
+        return fd
+
+    def _sign(self, key: str, signature: str) -> None:
+        path = self._path(key)
+        temporary = f"{path}.{os.getpid()}.{threading.get_ident():x}"
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(signature)
+        os.replace(temporary, path + ".whole")
+
+    def _signature(self, seen: os.stat_result) -> str:
+        return f"{self._boot} {seen.st_dev} {seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns}\n"
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.directory, key[:2], key)
+
+    @contextmanager
+    def _opened(self, key: str, flags: int) -> Iterator[int]:
+        path = self._path(key)
+        if flags & os.O_CREAT and key[:2] not in self._made:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            self._made.add(key[:2])
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    # --- the limit -------------------------------------------------------------------------------------------------
+
+    def _make_room(self, size: int) -> None:
+        """Count what is written, and now and then remove what was not used for longest, down to 15/16 of the limit."""
+        with self._lock:
+            self._written += size
+            if self._written < self._limit // _STEP:
+                return
+            self._written = size
+        with suppress(OSError):
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process does it for all
+                self._evict()
+            finally:
+                os.close(fd)
+
+    def _evict(self) -> None:
+        found: list[tuple[float, int, str]] = []
+        for folder in os.listdir(self.directory):
+            with suppress(OSError), os.scandir(os.path.join(self.directory, folder)) as entries:
+                kept = [entry for entry in entries if "." not in entry.name]
+                found += [(_last_use(entry), entry.stat().st_blocks * 512, entry.path) for entry in kept]
+        used = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if used <= self._limit - self._limit // _STEP:
+                break
+            # Who has it open reads on; who would keep more of it begins anew.
+            for each in (path + ".whole", path):
+                with suppress(OSError):
+                    os.unlink(each)
+            used -= size
+
+
+def _last_use(entry: os.DirEntry[str]) -> float:
+    """Return when a file was used last, as far as that is noted: setting its own times would change its ctime."""
+    seen = entry.stat(follow_symlinks=False)
+    used = max(seen.st_mtime, seen.st_atime)
+    with suppress(OSError):
+        used = max(used, os.stat(entry.path + ".whole").st_mtime)
+    return used
