@@ -527,8 +527,76 @@ def test_where_nobody_reads_its_messages_the_job_is_done_all_the_same(job: Job) 
 # --- on a terminal -----------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT = 250, 30
-_SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|(.)", re.DOTALL)
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9][0-9;]*m")
+_PART = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b([78D])|(.)", re.DOTALL)
+
+
+class Screen:
+    """What a VT100 makes of what is written to it, as far as it is needed here."""
+
+    def __init__(self) -> None:
+        self.above: list[str] = []
+        self.rows = [self.blank() for _ in range(HEIGHT)]
+        self.row = self.column = 0
+        self.saved = (0, 0)
+        self.margins = (0, HEIGHT - 1)
+
+    @staticmethod
+    def blank() -> list[str]:
+        return [" "] * WIDTH
+
+    def down(self) -> None:
+        top, bottom = self.margins
+        if self.row == bottom:
+            gone = self.rows.pop(top)
+            self.rows.insert(bottom, self.blank())
+            if top == 0:
+                self.above.append("".join(gone).rstrip())
+        else:
+            self.row = min(self.row + 1, HEIGHT - 1)
+
+    def put(self, char: str) -> None:
+        if self.column == WIDTH:
+            self.column = 0
+            self.down()
+        self.rows[self.row][self.column] = char
+        self.column += 1
+
+    def control(self, numbers: list[int], letter: str) -> None:
+        first = numbers[0] if numbers else 0
+        match letter:
+            case "A":
+                self.row = max(self.margins[0] if self.row >= self.margins[0] else 0, self.row - max(1, first))
+            case "H":
+                self.row, self.column = max(1, first) - 1, (numbers[1] if len(numbers) > 1 else 1) - 1
+            case "J":
+                assert first == 0
+                self.control([], "K")
+                self.rows[self.row + 1 :] = [self.blank() for _ in self.rows[self.row + 1 :]]
+            case "K":
+                assert first == 0
+                self.rows[self.row][self.column :] = [" "] * (WIDTH - self.column)
+            case "r":
+                self.margins = (numbers[0] - 1, numbers[1] - 1) if numbers else (0, HEIGHT - 1)
+                self.row = self.column = 0
+            case _:
+                assert letter == "m", f"what does {letter!r} do?"
+
+    def write(self, text: str) -> None:
+        for numbers, letter, word, char in _PART.findall(text):
+            if letter:
+                self.control([int(number) for number in numbers.split(";") if number], letter)
+            elif word == "7":
+                self.saved = (self.row, self.column)
+            elif word == "8":
+                self.row, self.column = self.saved
+            elif word == "D" or char == "\n":
+                self.down()
+            elif char == "\r":
+                self.column = 0
+            else:
+                assert char.isprintable(), f"what does {char!r} do?"
+                self.put(char)
 
 
 class Terminal:
@@ -570,34 +638,16 @@ class Terminal:
 
     @property
     def screen(self) -> list[str]:
-        """The lines that it shows, and those that have left it above, without blanks at their ends."""
-        lines, row, column = [[" "] * WIDTH], 0, 0
-        for match in _SEQUENCE.finditer(self.written):
-            numbers, letter, char = match.groups()
-            match letter or char:
-                case "A" if letter:
-                    row = max(0, len(lines) - HEIGHT, row - int(numbers or 1))
-                case "J" if letter:
-                    assert numbers in ("", "0")
-                    lines[row][column:] = [" "] * (WIDTH - column)
-                    del lines[row + 1 :]
-                case "m" | "h" | "l" if letter:
-                    pass
-                case "\r":
-                    column = 0
-                case "\n":
-                    row += 1
-                case _:
-                    assert not letter, f"what does {match.group()!r} do?"
-                    if column == WIDTH:
-                        row, column = row + 1, 0
-                    if row == len(lines):
-                        lines.append([" "] * WIDTH)
-                    lines[row][column] = char
-                    column += 1
-            if row == len(lines):
-                lines.append([" "] * WIDTH)
-        return ["".join(line).rstrip() for line in lines]
+        """The lines that have left it above, and those that it shows, without what is empty at the end."""
+        screen = Screen()
+        screen.write(self.written)
+        return "\n".join([*screen.above, *("".join(row).rstrip() for row in screen.rows)]).rstrip("\n").split("\n")
+
+    @property
+    def scrolls_as_a_whole(self) -> bool:
+        screen = Screen()
+        screen.write(self.written)
+        return screen.margins == (0, HEIGHT - 1)
 
     def shows(self, text: str) -> bool:
         return any(text in line for line in self.screen)
@@ -651,13 +701,15 @@ def test_the_view_shows_who_waits_for_whom_and_leaves_nothing_behind(job: Job, t
         started = terminal.start(job, "-c", job.coord, *BRING, *KEEP, "--", "sh", "-c", "seq 1 40")
         until(lambda: terminal.shows("PARTICIPANT") and terminal.shows("waits for fuse"), "the view is there", job)
     assert started.wait() == 0
-    shown = [line for line in terminal.screen if line]
+    shown = terminal.screen
     assert shown[:-1] == [str(number) for number in range(1, 41)]
     assert " is saved as results@daily: bundle " in shown[-1]
-    assert terminal.written.rfind("\x1b[?25h") > terminal.written.rfind("\x1b[?25l"), "the cursor is seen again"
+    assert terminal.scrolls_as_a_whole
 
 
-def test_what_the_command_prints_while_the_view_is_late_is_not_lost(job: Job, terminal: Terminal) -> None:
+@pytest.mark.parametrize("before", [0, HEIGHT - 2, 2 * HEIGHT])
+def test_what_the_command_prints_while_the_view_is_late_stays_whole(job: Job, terminal: Terminal, before: int) -> None:
+    os.write(terminal.slave, b"before\n" * before)
     lines = [f"line {number} of the command" for number in range(20)]
     with job.preparing_held():
         script = f"printf '%s\\n' {' '.join(repr(line) for line in lines)}; : > printed; until [ -e go ]; do sleep 0.01; done"
@@ -668,10 +720,9 @@ def test_what_the_command_prints_while_the_view_is_late_is_not_lost(job: Job, te
     started.send(signal.SIGCONT)
     job.file("go").touch()
     assert started.wait() == 0
-    first = next(number for number, line in enumerate(terminal.screen) if line == lines[0])
-    shown = terminal.screen[first : first + len(lines)]
-    # What was drawn there before may still be seen to the right of some.
-    assert all(there.startswith(line) for there, line in zip(shown, lines, strict=True)), shown
+    assert terminal.screen[: before + len(lines)] == ["before"] * before + lines
+    assert not terminal.shows("PARTICIPANT")
+    assert terminal.scrolls_as_a_whole
 
 
 def test_a_line_that_the_command_did_not_end_stays_while_its_output_is_saved(job: Job, terminal: Terminal) -> None:
@@ -683,7 +734,7 @@ def test_a_line_that_the_command_did_not_end_stays_while_its_output_is_saved(job
     assert "no newline" in terminal.screen
     started.send(signal.SIGTERM)
     assert started.wait() == 73
-    assert "no newline" in terminal.screen
+    assert terminal.screen[0].startswith("no newline")
     assert not terminal.shows("PARTICIPANT")
 
 

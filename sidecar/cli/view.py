@@ -1,9 +1,8 @@
 """The live view of a pod that runs here: who is how far and who waits for whom; plain lines where there is no terminal.
 
 On a terminal it is there while participants wait and save, and steps aside while the command runs: the terminal is the command's
-then. It stops when the last battery is ready, some milliseconds before the command can print anything. Nobody can promise that,
-so the cursor always stands above what is drawn, in an empty line, and what is taken away is only what lies behind the cursor:
-whatever another process writes meanwhile stays.
+then. When exactly the command begins nobody here can know, so the view keeps to the last lines of the terminal, and has all else
+scroll above them meanwhile: whatever another process writes, at any time, stays whole.
 """
 
 from __future__ import annotations
@@ -24,7 +23,9 @@ SELDOM = 5.0
 # On a terminal: how often it is drawn anew although nobody's state has changed, in seconds.
 OFTEN = 0.2
 
-_ERASE_BEHIND_CURSOR, _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[J", "\x1b[?25l", "\x1b[?25h"
+# What a terminal is told, as VT100 and all that came after it understand.
+_SAVE_CURSOR, _RESTORE_CURSOR, _DOWN_OR_SCROLL = "\x1b7", "\x1b8", "\x1bD"
+_SCROLL_ALL, _ERASE_LINE, _ERASE_BELOW = "\x1b[r", "\x1b[K", "\x1b[J"
 
 
 class View:
@@ -35,6 +36,8 @@ class View:
         self._console = Console(stderr=True, highlight=False)
         self._draws = self._console.is_terminal and not self._console.is_dumb_terminal
         self._drawn: tuple[tuple[str, str], ...] | None = None
+        self._size = (0, 0)
+        self._lines = 0
         self._next_drawing = 0.0
         self._told: dict[str, tuple[str, int]] = {}
         self._next_progress = 0.0
@@ -55,8 +58,10 @@ class View:
         """Leave the terminal to others."""
         if self._drawn is not None:
             self._drawn = None
+            first = self._size[1] - self._lines + 1
+            self._lines = 0
             try:
-                _write(_ERASE_BEHIND_CURSOR + _SHOW_CURSOR)
+                _write(f"{_SAVE_CURSOR}{_SCROLL_ALL}\x1b[{first};1H{_ERASE_BELOW}{_RESTORE_CURSOR}")
             except OSError:
                 self._quiet = True
 
@@ -64,20 +69,27 @@ class View:
         if report.over or _is_the_commands(report):
             self.close()
             return
+        if self._size != self._console.size:
+            self.close()
+            self._size = self._console.size
         states = tuple((p.name, p.standing) for p in report.participants)
         now = time.monotonic()
-        # Not at each word: drawing takes far longer than looking, and who draws does not see that the command is to begin.
         if states == self._drawn and now < self._next_drawing:
             return
-        self._next_drawing = now + OFTEN
-        self._drawn = states
+        self._drawn, self._next_drawing = states, now + OFTEN
         with self._console.capture() as capture:
             self._console.print(table(report))
-        lines = capture.get().splitlines()[: max(1, self._console.height - 2)]
-        # Behind what another wrote without a newline, so many blanks reach into the next line; else they do nothing.
-        fresh_line = " " * (self._console.width - 1) + "\r"
-        frame = "".join(f"\n{line}" for line in lines)
-        _write(f"{_HIDE_CURSOR}{fresh_line}{_ERASE_BEHIND_CURSOR}{frame}\r\x1b[{len(lines)}A")
+        self._put(capture.get().splitlines()[: max(1, self._size[1] - 2)])
+
+    def _put(self, lines: list[str]) -> None:
+        """Write into the last lines of the terminal; have more of them where these do not suffice, and the cursor above them."""
+        more = max(0, len(lines) - self._lines)
+        self._lines += more
+        room = _DOWN_OR_SCROLL * more + f"\x1b[{more}A" if more else ""
+        above = self._size[1] - self._lines
+        lines = lines + [""] * (self._lines - len(lines))
+        drawn = "".join(f"\x1b[{above + number};1H{_ERASE_LINE}{line}" for number, line in enumerate(lines, 1))
+        _write(f"{room}{_SAVE_CURSOR}\x1b[1;{above}r{drawn}{_RESTORE_CURSOR}")
 
     def _tell(self, report: Report) -> None:
         for p in report.participants:
