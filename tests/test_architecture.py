@@ -28,6 +28,7 @@ LAYERS = (
     ("cli", "testing"),  # parse, one call, print; and the contracts for those who write stores and batteries
     ("coordination",),
     ("batteries",),
+    ("mount",),  # a bundle as a read-only file system
     ("store",),
     ("process",),
     ("linux",),  # what both processes and signals ask of the kernel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 from contextlib import suppress
@@ -167,6 +168,8 @@ def _watch(directory: Directory, as_json: bool) -> None:
     from watchdog.events import FileSystemEvent, FileSystemEventHandler
     from watchdog.observers import Observer
 
+    # A watch that is stopped while it starts, as where all is over already, is an error in watchdog's log, which is stderr.
+    logging.getLogger("watchdog").addHandler(logging.NullHandler())
     said = threading.Event()
 
     class Handler(FileSystemEventHandler):
