@@ -696,6 +696,16 @@ def test_control_c_ends_the_wait_with_130(job: Job, terminal: Terminal) -> None:
     assert terminal.shows("signal 2 came before the command was begun")
 
 
+def test_control_c_while_it_saves_leaves_the_grace_and_then_73(job: Job, terminal: Terminal) -> None:
+    job.saving_lasts()
+    started = terminal.start(job, "--grace", "0.1", *KEEP, "--", "true")
+    until(lambda: terminal.shows("saving to results"), "the saving is shown", job)
+    terminal.type("\x03")
+    assert started.wait() == 73
+    assert left_of(started) == []
+    assert job.kept() == []
+
+
 def test_the_view_shows_who_waits_for_whom_and_leaves_nothing_behind(job: Job, terminal: Terminal) -> None:
     with job.preparing_held():
         started = terminal.start(job, "-c", job.coord, *BRING, *KEEP, "--", "sh", "-c", "seq 1 40")

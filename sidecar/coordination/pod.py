@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sidecar import process
 from sidecar.coordination.application import ENDING
-from sidecar.coordination.protocol import APPLICATION
+from sidecar.coordination.protocol import APPLICATION, FAILED
 from sidecar.coordination.signals import Directory, Watch, follow
 from sidecar.errors import Unreachable
 
@@ -60,10 +60,10 @@ def _start_battery(command: Sequence[str], log: str) -> process.Child:
 def _follow(
     directory: Directory, children: Mapping[str, process.Child], signals: process.SignalQueue, looked: Callable[[], None]
 ) -> None:
-    begun = False
+    begun = given_up = False
 
     def step(watch: Watch) -> float | None:
-        nonlocal begun
+        nonlocal begun, given_up
         if not begun:
             watch.add(signals.fd)
             begun = True
@@ -76,6 +76,11 @@ def _follow(
             if child.ended and directory.alive(name) is None:
                 # It died before it took its lease. One that is free is what the others take for a death.
                 os.close(directory.lease(name))
+        if children[APPLICATION].ended and not given_up and (record := directory.record(APPLICATION)) is not None:
+            given_up = record.state == FAILED
+            if given_up:  # Nobody waits for the batteries any more: they are sent what the kubelet sends them.
+                for child in children.values():
+                    child.send(process.SIGTERM)
         looked()
         return None if all(child.ended for child in children.values()) else TICK
 
