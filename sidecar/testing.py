@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -90,7 +91,7 @@ def _tree(folder: str) -> str:
     _write(tree, "a/small", b"small")
     _write(tree, "a/same", b"small")
     _write(tree, "a/empty", b"")
-    _write(tree, "large", b"0123456789abcdef" * (9 << 16))  # 9 MiB: two chunks
+    _write(tree, "large", random.Random(1).randbytes(9 << 20))  # two chunks, which no one can compress
     os.mkdir(os.path.join(tree, "nothing"))
     os.symlink("../nowhere", os.path.join(tree, "a/link"))
     os.utime(os.path.join(tree, "a/small"), ns=(1, 1234567890123456789))

@@ -4,9 +4,9 @@
     bundle = store.save("out", "results", label="latest", message="nightly run")
     store.populate(store.resolve("results", label="latest"), "in")
 
-format.py decides what bytes mean and reference.py how people name a bundle (both pure); objects.py has bytes by name; tree.py
-opens directories without following links; upload.py and download.py move content; bundles.py puts them together, in the order
-that the promises rest on.
+format.py and table.py decide what bytes mean and reference.py how people name a bundle (all pure); compress.py makes them
+fewer; objects.py has bytes by name; tree.py opens directories without following links; upload.py and download.py move content;
+bundles.py puts them together, in the order that the promises rest on.
 """
 
 from sidecar.store.bundles import Store, open_store

@@ -11,8 +11,8 @@ import logging
 import os
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -20,9 +20,11 @@ from blake3 import blake3
 from sidecar.errors import ConfigurationError, Corrupt, SourceMissing
 from sidecar.store import download
 from sidecar.store import format as form
-from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Entry, Malformed, Move, Piece, Repo
+from sidecar.store.compress import decompress, pack_whole
+from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Entry, Malformed, Move, Piece, Repo, Segment, Table
 from sidecar.store.objects import Objects, open_objects
-from sidecar.store.upload import Uploaded, upload
+from sidecar.store.table import Pieces
+from sidecar.store.upload import ChunkSize, Known, Uploaded, upload
 from sidecar.store.work import Cancelled, Meter, Progress
 
 _LISTED = 20  # names in an error message; more are counted
@@ -83,6 +85,7 @@ class Store:
         skip_errors: bool = False,
         reuse: bool = False,
         shared: bool = False,
+        chunk_size: ChunkSize | None = None,
         cancelled: Cancelled | None = None,
     ) -> Bundle:
         """Keep the directory at `path` as a new bundle of `repo`, point `label` at it, and return it, all durable.
@@ -90,8 +93,9 @@ class Store:
         The repository is created where it is missing. With `reuse`, a bundle that the label points at or that is the latest is
         returned instead of a second one, if it holds the same tree with the same message and contributor: for callers that
         cannot know whether they were killed before or after. `shared` tells that others write to the volume: on the way to
-        `path`, symbolic links are then followed on the file system of `/` only; below it they never are. `cancelled` is asked
-        often, from several threads; Stopped then.
+        `path`, symbolic links are then followed on the file system of `/` only; below it they never are. `chunk_size`, given
+        path and size of a file, returns how it is to be cut, from 4 KiB to 16 MiB, 0 as usual: pages of a database, say, of
+        which few will change. `cancelled` is asked often, from several threads; Stopped then.
 
         ParametersError where repo or label cannot be names, or a text is too long for a record.
         NotSaved where something is no file, directory or link, cannot be read, or changes while it is read, twice; with
@@ -107,7 +111,15 @@ class Store:
         parents = self._parents(repo, label)
         parent = parents[0] if parents else None
         meter = Meter(f"saving to {repo}", progress, cancelled)
-        uploaded = upload(self._objects, os.fspath(path), self._known(parent), meter, skip_errors=skip_errors, shared=shared)
+        uploaded = upload(
+            self._objects,
+            os.fspath(path),
+            self._known(parent),
+            meter,
+            chunk_size=chunk_size,
+            skip_errors=skip_errors,
+            shared=shared,
+        )
         data = form.encode_manifest(uploaded.entries)
         said = (blake3(data).hexdigest(), message, contributor)
         bundle = next((each for each in parents if reuse and (each.manifest, each.message, each.contributor) == said), None)
@@ -158,7 +170,8 @@ class Store:
         name = form.manifest_name(bundle.manifest)
         where = f"{self._where(bundle)}: {name}"
         try:
-            return form.decode_manifest(self._manifest(bundle.manifest, bundle.manifest_bytes))
+            data = self._manifest(bundle.manifest, bundle.manifest_bytes)
+            return form.decode_manifest(data, partial(_table, self.reader(bundle)))
         except FileNotFoundError:
             raise Corrupt(f"{where} is missing") from None
         except Malformed as error:
@@ -275,14 +288,9 @@ class Store:
 
     def _manifest(self, hash_: str, length: int) -> bytes:
         """Return the bytes of a manifest. FileNotFoundError, Malformed."""
-        # What cannot be made smaller becomes larger by a few bytes in each of deflate's blocks.
-        packed = self._objects.get(form.manifest_name(hash_), length + length // 100 + 1024)
-        inflate = zlib.decompressobj()
-        try:
-            data = inflate.decompress(packed, length + 1)
-        except zlib.error as error:
-            raise Malformed(f"it cannot be inflated: {error}") from None
-        if not inflate.eof or inflate.unused_data or len(data) != length or blake3(data).hexdigest() != hash_:
+        # What cannot be made smaller becomes larger by a few bytes in each of zstd's blocks.
+        data = decompress(self._objects.get(form.manifest_name(hash_), length + length // 100 + 1024), length)
+        if blake3(data).hexdigest() != hash_:
             raise Malformed("it does not hold what its name says")
         return data
 
@@ -293,7 +301,7 @@ class Store:
             self._objects.size(form.manifest_name(hash_))  # has the next flush sync what leads to it
         except (FileNotFoundError, Malformed):
             # Also where its size is right: this one was read, and is known to be damaged.
-            self._objects.put(form.manifest_name(hash_), zlib.compress(data, 1), anew=True)
+            self._objects.put(form.manifest_name(hash_), pack_whole(data), anew=True)
 
     def _new_repo(self, name: str, description: str = "") -> Repo | None:
         """Have a repository; return it where it is new."""
@@ -370,20 +378,32 @@ class Store:
                 _logger.warning("%s; it is passed over", error)
         return parents
 
-    def _known(self, parent: Bundle | None) -> dict[str, Piece]:
+    def _known(self, parent: Bundle | None) -> Known:
         """Return where the chunks of the parent lie."""
         if parent is None:
-            return {}
+            return Known()
         try:
             entries = self.manifest(parent)
         except Corrupt as error:
             # Likewise: all of it is stored again.
             _logger.warning("%s; nothing of it is used again", error)
-            return {}
-        return {piece.hash: piece for entry in entries for piece in entry.pieces}
+            return Known()
+        chunks: dict[str, Piece] = {}
+        tables: dict[str, Table] = {}
+        for entry in entries:
+            if isinstance(entry.pieces, Table):
+                tables[entry.path] = entry.pieces
+                chunks |= {segment.piece.hash: segment.piece for segment in entry.pieces.segments}
+            else:
+                chunks |= {piece.hash: piece for piece in entry.pieces}
+        return Known(chunks, tables)
 
     def _where(self, bundle: Bundle) -> str:
         return f"{self.url}: repository {bundle.repo!r}, bundle {bundle.id}"
+
+
+def _table(reader: download.Reader, path: str, segments: tuple[Segment, ...]) -> Table:
+    return Pieces(segments, partial(reader.table, path))
 
 
 def _decode(where: str, decode: Callable[[bytes], Record], data: bytes) -> Record:

@@ -14,18 +14,24 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
+from typing import TypeVar
 
 from blake3 import blake3
 
 from sidecar.errors import Corrupt, Unreachable
-from sidecar.store.format import DIRECTORY, FILE, LINK, RESERVED, Entry, Piece, object_name
+from sidecar.store import table
+from sidecar.store.compress import decompress
+from sidecar.store.format import DIRECTORY, FILE, LINK, RESERVED, Entry, Malformed, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
+from sidecar.store.table import Chunks
 from sidecar.store.tree import FOLDER, Directories, kind, split
 from sidecar.store.work import Buffers, Meter, Window
 
 _RESTORED = 0o1777  # a bundle must not be able to bring a set-user-id program into a pod
-_RUN = 4 << 20  # small files that lie together in a pack are read with one request of up to this many bytes
+_RUN = 4 << 20  # chunks that lie together in a pack are read with one request of up to this many bytes
+_GAP = 64 << 10  # reading over a small gap is cheaper than asking again
 
 
 class Reader:
@@ -38,26 +44,50 @@ class Reader:
 
     def chunk(self, path: str, piece: Piece) -> memoryview:
         """Return the verified bytes of a chunk of file `path`, in this thread's buffer. Corrupt where they are others."""
-        view = self._buffers.view(piece.length)
+        view = self._buffers.view(piece.end - piece.offset)
         self._fill(path, piece.object, piece.offset, view)
-        return self._verified(path, piece, view)
+        return self._plain(path, piece, view)
 
     def read(self, path: str, piece: Piece, view: memoryview) -> None:
-        """Fill `view`, as long as the chunk, with its verified bytes. Corrupt where they are others; `view` then holds anything."""
-        self._fill(path, piece.object, piece.offset, view)
-        self._verified(path, piece, view)
+        """Fill `view`, as long as the chunk, with its verified bytes. Corrupt where they are others; it then holds anything."""
+        raw = memoryview(bytearray(piece.stored)) if piece.stored else view
+        self._fill(path, piece.object, piece.offset, raw)
+        plain = self._plain(path, piece, raw)
+        if piece.stored:
+            view[:] = plain
 
     def run(self, pieces: Sequence[tuple[str, Piece]]) -> Iterator[memoryview]:
-        """Yield the verified bytes of chunks that lie together in one pack, in ascending order; see `runs`."""
+        """Yield the verified bytes of chunks that lie together in one object, in ascending order; see `runs`."""
+        view = self._buffers.view(_end(pieces) - pieces[0][1].offset)
+        return self.split(pieces, view[: self.fetch(pieces, view)])
+
+    def fetch(self, pieces: Sequence[tuple[str, Piece]], view: memoryview) -> int:
+        """Read what such chunks lie in, not verified yet, to the beginning of `view`; return how much there is."""
         path, first = pieces[0]
-        end = max(piece.offset + piece.length for _, piece in pieces)
-        view = self._buffers.view(end - first.offset)
-        have = self._fill(path, first.object, first.offset, view, short=True)
+        return self._fill(path, first.object, first.offset, view, short=True)
+
+    def split(self, pieces: Sequence[tuple[str, Piece]], view: memoryview) -> Iterator[memoryview]:
+        """Yield the verified bytes of such chunks, given what was fetched."""
+        begin = pieces[0][1].offset
         for path, piece in pieces:
-            start = piece.offset - first.offset
-            if start + piece.length > have:
+            if piece.end - begin > len(view):
                 raise self.damaged(path, piece.object, "ends early")
-            yield self._verified(path, piece, view[start : start + piece.length])
+            yield self._plain(path, piece, view[piece.offset - begin : piece.end - begin])
+
+    def many(self, pieces: Sequence[tuple[str, Piece]]) -> Iterator[tuple[int, memoryview]]:
+        """Yield the number and the verified bytes of each of these chunks, in the order in which they lie in the store."""
+        order = sorted(range(len(pieces)), key=lambda number: (pieces[number][1].object, pieces[number][1].offset))
+        for group in _together(order, lambda number: pieces[number][1]):
+            yield from zip(group, self.run([pieces[number] for number in group]), strict=True)
+
+    def table(self, path: str, segment: Segment) -> Chunks:
+        """Return a part of the list of the chunks of file `path`."""
+        view = memoryview(bytearray(segment.piece.length))  # not this thread's buffer: what that holds may be in use
+        self.read(path, segment.piece, view)
+        try:
+            return table.decode(bytes(view), segment)
+        except Malformed as error:
+            raise self.damaged(path, segment.piece.object, f"holds a list of chunks, but {error}") from None
 
     def damaged(self, path: str, object_: str, problem: str) -> Corrupt:
         """Return the error that says which file cannot be had, and which object is to blame."""
@@ -72,29 +102,47 @@ class Reader:
             raise self.damaged(path, object_, "ends early")
         return have
 
-    def _verified(self, path: str, piece: Piece, view: memoryview) -> memoryview:
+    def _plain(self, path: str, piece: Piece, view: memoryview) -> memoryview:
+        """Return a chunk, given what lies in the store of it."""
+        if piece.stored:
+            try:
+                view = memoryview(decompress(view, piece.length))
+            except Malformed as error:
+                raise self.damaged(path, piece.object, f"does not hold {piece.hash} at {piece.offset}: {error}") from None
         if blake3(view).hexdigest() != piece.hash:
             raise self.damaged(path, piece.object, f"does not hold {piece.hash} at {piece.offset}")
         return view
 
 
-def runs(files: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Yield files of one packed chunk each, grouped so that every group is one read of at most _RUN bytes, or one file."""
-    group: list[Entry] = []
-    start = end = 0
-    for entry in sorted(files, key=lambda each: (each.pieces[0].pack, each.pieces[0].offset)):
-        piece = entry.pieces[0]
-        near = piece.offset <= end + (64 << 10)  # reading over a small gap is cheaper than asking again
-        if group and (piece.pack != group[-1].pieces[0].pack or not near or piece.offset + piece.length - start > _RUN):
+Item = TypeVar("Item")
+
+
+def _together(items: Iterable[Item], piece_of: Callable[[Item], Piece]) -> Iterator[list[Item]]:
+    """Yield groups of items, in the order of where they lie, such that each is one read of at most _RUN bytes, or one chunk."""
+    group: list[Item] = []
+    object_, start, end = "", 0, 0
+    for item in items:
+        piece = piece_of(item)
+        near = piece.offset <= end + _GAP
+        if group and (piece.object != object_ or not near or piece.end - start > _RUN):
             yield group
             group = []
         if not group:
-            start = piece.offset
-            end = start
-        group.append(entry)
-        end = max(end, piece.offset + piece.length)
+            object_, start, end = piece.object, piece.offset, piece.offset
+        group.append(item)
+        end = max(end, piece.end)
     if group:
         yield group
+
+
+def _end(pieces: Sequence[tuple[str, Piece]]) -> int:
+    return max(piece.end for _, piece in pieces)
+
+
+def runs(files: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Yield files of one packed chunk each, grouped so that every group is one read of at most _RUN bytes, or one file."""
+    order = sorted(files, key=lambda each: (each.pieces[0].pack, each.pieces[0].offset))
+    return _together(order, lambda each: each.pieces[0])
 
 
 def is_packed(entry: Entry) -> bool:
@@ -102,31 +150,60 @@ def is_packed(entry: Entry) -> bool:
     return len(entry.pieces) == 1 and bool(entry.pieces[0].pack)
 
 
-def verify(reader: Reader, entries: Iterable[Entry], meter: Meter, parallel: int) -> None:
+Batch = list[tuple[str, Piece]]
+
+
+def _batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[Batch]:
+    """Yield the same in lists of at most _RUN bytes, or of one chunk: what a thread does at once."""
+    batch: Batch = []
+    size = 0
+    for path, piece in pieces:
+        if batch and size + piece.length > _RUN:
+            yield batch
+            batch, size = [], 0
+        batch.append((path, piece))
+        size += piece.length
+    if batch:
+        yield batch
+
+
+def verify(reader: Reader, entries: Sequence[Entry], meter: Meter, parallel: int) -> None:
     """Read every chunk that `entries` refer to. Corrupt, naming up to twenty files, where any is not what it was."""
     faults: dict[str, None] = {}
-    pieces: dict[Piece, str] = {}
-    for entry in entries:
-        for piece in entry.pieces:
-            pieces.setdefault(piece, entry.path)
-    meter.total = sum(piece.length for piece in pieces)
+    meter.total = sum(entry.size for entry in entries)
 
-    def look(path: str, piece: Piece) -> tuple[int, str]:
+    def pieces() -> Iterator[tuple[str, Piece]]:
+        seen: set[str] = set()
+        for entry in entries:
+            try:
+                for piece in entry.pieces:
+                    # Of files of many chunks, those that are the same are read again: they are too many to be remembered.
+                    if isinstance(entry.pieces, Table) or piece.hash not in seen:
+                        yield entry.path, piece
+                    else:
+                        meter.add(piece.length)
+                    if not isinstance(entry.pieces, Table):
+                        seen.add(piece.hash)
+            except Corrupt as error:
+                faults[str(error)] = None
+
+    def look(batch: Batch) -> tuple[int, list[str]]:
         meter.check()
+        size = sum(piece.length for _, piece in batch)
         try:
-            reader.chunk(path, piece)
-        except Corrupt as error:
-            return piece.length, str(error)
-        return piece.length, ""
+            for _ in reader.many(batch):
+                pass
+        except Corrupt:
+            return size, [problem for path, piece in batch if (problem := _problem(reader, path, piece))]
+        return size, []
 
-    def took(result: tuple[int, str]) -> None:
+    def took(result: tuple[int, list[str]]) -> None:
         meter.add(result[0])
-        if result[1]:
-            faults[result[1]] = None
+        faults.update(dict.fromkeys(result[1]))
 
-    with Window[tuple[int, str]](parallel) as window:
-        for piece, path in pieces.items():
-            window.give(partial(look, path, piece), took)
+    with Window[tuple[int, list[str]]](parallel) as window:
+        for batch in _batches(pieces()):
+            window.give(partial(look, batch), took)
         window.drain()
     meter.finish()
     if faults:
@@ -134,9 +211,25 @@ def verify(reader: Reader, entries: Iterable[Entry], meter: Meter, parallel: int
         raise Corrupt("\n".join([*list(faults)[:20], *more]))
 
 
-def populate(
-    reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, parallel: int, *, shared: bool = False
-) -> None:
+def _problem(reader: Reader, path: str, piece: Piece) -> str:
+    try:
+        reader.chunk(path, piece)
+    except Corrupt as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _hash_of_zeros(length: int) -> str:
+    return blake3(bytes(length)).hexdigest()
+
+
+def _is_zeros(piece: Piece) -> bool:
+    """Say whether a chunk is nothing but zero bytes, without reading it: those of a hole become a hole again."""
+    return 0 < piece.stored < piece.length >> 6 and piece.hash == _hash_of_zeros(piece.length)
+
+
+def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, parallel: int, *, shared: bool = False) -> None:
     """Have `entries` below directory `path`, which is made where it is missing.
 
     What is there with the same type, size, mtime and mode is left alone. Corrupt where a chunk is not what it was, Unreachable
@@ -145,7 +238,7 @@ def populate(
     with _writing(path, ""):
         tree = Directories(path, shared=shared, make=True)
     try:
-        with _turn(tree.top, meter.check), Window[int](parallel) as window:
+        with _turn(tree.top, meter.check), Window[Fetched](parallel) as window:
             _Populate(reader, tree, path, meter, window).run(entries)
     finally:
         tree.close()
@@ -179,11 +272,15 @@ class _Writing:
 
     def __init__(self, entry: Entry, name: str, fd: int) -> None:
         self.entry, self.name, self.fd = entry, name, fd
-        self.missing = len(entry.pieces)
+        self.missing = 1  # what is under way, and one until all of it is
+
+
+Fetched = int | memoryview
+"""What a thread has done: so many bytes written, or these read."""
 
 
 class _Populate:
-    def __init__(self, reader: Reader, tree: Directories, top: str, meter: Meter, window: Window[int]) -> None:
+    def __init__(self, reader: Reader, tree: Directories, top: str, meter: Meter, window: Window[Fetched]) -> None:
         self._reader, self._tree, self._top, self._meter, self._window = reader, tree, top, meter, window
         self._temporary = -1
         self._open: set[int] = set()
@@ -275,35 +372,59 @@ class _Populate:
         for entry in entries:
             if not is_packed(entry):
                 self._write_in_threads(entry)
-        self._window.drain()
         for group in runs(entry for entry in entries if is_packed(entry)):
-            views = self._reader.run([(entry.path, entry.pieces[0]) for entry in group])
-            for entry, view in zip(group, views, strict=True):
+            self._write_together(group)
+        self._window.drain()
+
+    def _write_together(self, group: list[Entry]) -> None:
+        """Have small files that lie together read in a thread, and written in this one: several would wait for each other."""
+        pieces = [(entry.path, entry.pieces[0]) for entry in group]
+
+        def fetch() -> memoryview:
+            self._meter.check()
+            view = memoryview(bytearray(_end(pieces) - pieces[0][1].offset))
+            return view[: self._reader.fetch(pieces, view)]
+
+        def took(view: Fetched) -> None:
+            assert isinstance(view, memoryview)
+            for entry, plain in zip(group, self._reader.split(pieces, view), strict=True):
                 writing = self._create(entry)
-                self._write(writing, 0, view)
+                self._write(writing, 0, plain)
                 self._end(writing)
                 self._meter.add(entry.size)
 
+        self._window.give(fetch, took)
+
     def _write_in_threads(self, entry: Entry) -> None:
         writing = self._create(entry)
-        if not entry.pieces:
-            self._end(writing)
+        if entry.pieces:
+            with _writing(self._top, entry.path):
+                os.truncate(writing.fd, entry.size)
 
-        def fetch(piece: Piece, offset: int) -> int:
+        def fetch(batch: Batch, offset: int) -> int:
             self._meter.check()
-            self._write(writing, offset, self._reader.chunk(entry.path, piece))
-            return piece.length
+            starts = list(accumulate((piece.length for _, piece in batch), initial=offset))
+            for number, view in self._reader.many(batch):
+                self._write(writing, starts[number], view)
+            return starts[-1] - offset
 
-        def took(length: int) -> None:
+        def took(length: Fetched) -> None:
+            assert isinstance(length, int)
             self._meter.add(length)
             writing.missing -= 1
             if not writing.missing:
                 self._end(writing)
 
         offset = 0
-        for piece in entry.pieces:
-            self._window.give(partial(fetch, piece, offset), took)
-            offset += piece.length
+        for batch in _batches((entry.path, piece) for piece in entry.pieces):
+            size = sum(piece.length for _, piece in batch)
+            if len(batch) == 1 and _is_zeros(batch[0][1]):
+                self._meter.add(size)
+            else:
+                writing.missing += 1
+                self._window.give(partial(fetch, batch, offset), took)
+            offset += size
+        took(0)
 
     def _create(self, entry: Entry) -> _Writing:
         name = secrets.token_hex(8)

@@ -12,7 +12,7 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -26,7 +26,9 @@ MIB = 1 << 20
 CHUNK = 8 * MIB  # one request to an object store: long enough that latency does not count, short enough to retry
 SMALL = 1 * MIB  # up to here a chunk is packed: an object each would cost a request, a sync and an inode each
 PACK = 32 * MIB
+SMALLEST_CUT = 4 << 10  # below, a chunk's place takes more room than what it saves
 LARGEST_CHUNK = 64 * MIB  # what a reader must be able to hold
+LARGEST_SEGMENT = 1 << 16  # chunks in one segment of a table: 4 MiB of table
 LARGEST_OBJECT = 1 << 40  # beyond this an offset is a lie, and near 2^63 the kernel would not take it
 LARGEST_RECORD = 1 * MIB  # a reader stops there; what people write into one is bounded by LARGEST_TEXT
 LARGEST_TEXT = 64 << 10
@@ -48,28 +50,40 @@ class Malformed(ValueError):
 
 
 class Piece(NamedTuple):
-    """A chunk and where it lies. `pack` is "" where the chunk is an object of its own."""
+    """A chunk and where it lies. `pack` is "" where the chunk is an object of its own, as it is.
+
+    `stored` is the length of the zstd frame that it lies there as, 0 where it lies there as it is.
+    """
 
     hash: str
     length: int
     pack: str = ""
     offset: int = 0
+    stored: int = 0
 
     @property
     def object(self) -> str:
         """The hash that names the object the chunk is read from."""
         return self.pack or self.hash
 
+    @property
+    def end(self) -> int:
+        """Where it ends in its object."""
+        return self.offset + (self.stored or self.length)
+
 
 class Entry(NamedTuple):
-    """One entry of a bundle. `path` and `target` are as os.fsdecode gives them, `mtime` is in nanoseconds."""
+    """One entry of a bundle. `path` and `target` are as os.fsdecode gives them, `mtime` is in nanoseconds.
+
+    `pieces` of a file of many chunks is a table.Pieces: it may read the store when it is looked into.
+    """
 
     path: str
     type: str
     mode: int = 0
     mtime: int = 0
     size: int = 0
-    pieces: tuple[Piece, ...] = ()
+    pieces: Sequence[Piece] = ()
     target: str = ""
 
     @property
@@ -361,25 +375,49 @@ def _same(fields: dict[str, Any], **expected: str | int) -> dict[str, Any]:
 # --- manifests -----------------------------------------------------------------------------------------------------
 
 
+class Segment(NamedTuple):
+    """A part of a file's list of chunks: how many, how many bytes of the file they are, and the chunk that holds the list."""
+
+    chunks: int
+    size: int
+    piece: Piece
+
+
+class Table(Sequence[Piece]):
+    """The list of a file's chunks where it is not in the manifest: its segments are read when they are looked into."""
+
+    segments: tuple[Segment, ...]
+
+
+MakeTable = Callable[[str, tuple[Segment, ...]], Table]
+
+
 def encode_manifest(entries: Iterable[Entry]) -> bytes:
     """Return the manifest of entries, which are ascending by the bytes of their paths."""
     packs: dict[str, int] = {}
+
+    def chunk(piece: Piece) -> list[str | int]:
+        if not piece.pack:
+            return [piece.hash, piece.length]
+        place: list[str | int] = [piece.hash, piece.length, packs.setdefault(piece.pack, len(packs)), piece.offset]
+        return [*place, piece.stored] if piece.stored else place
+
     written: list[dict[str, Any]] = []
     for entry in entries:
         document: dict[str, Any] = entry.as_json()
-        if entry.type == FILE:
-            document["data"] = [
-                [piece.hash, piece.length, packs.setdefault(piece.pack, len(packs)), piece.offset]
-                if piece.pack
-                else [piece.hash, piece.length]
-                for piece in entry.pieces
-            ]
+        if isinstance(entry.pieces, Table):
+            document["table"] = [[each.chunks, each.size, *chunk(each.piece)] for each in entry.pieces.segments]
+        elif entry.type == FILE:
+            document["data"] = [chunk(piece) for piece in entry.pieces]
         written.append(document)
     return canonical({"version": VERSION, "packs": list(packs), "entries": written})
 
 
-def decode_manifest(data: bytes) -> tuple[Entry, ...]:
-    """Return the entries of a manifest. Malformed where a path leaves the top, or anything else is not as it must be."""
+def decode_manifest(data: bytes, make_table: MakeTable) -> tuple[Entry, ...]:
+    """Return the entries of a manifest. Malformed where a path leaves the top, or anything else is not as it must be.
+
+    `make_table` returns what stands for the chunks of a file, given its path and segments; it may read them later.
+    """
     document = _parse(data)
     try:
         packs = document["packs"]
@@ -387,7 +425,7 @@ def decode_manifest(data: bytes) -> tuple[Entry, ...]:
             raise Malformed(f"its version is {document['version']!r}, not {VERSION}")
         for pack in packs:
             _check_hash(pack)
-        entries = tuple(_entry(each, packs) for each in document["entries"])
+        entries = tuple(_entry(each, packs, make_table) for each in document["entries"])
     except Malformed:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
@@ -396,7 +434,7 @@ def decode_manifest(data: bytes) -> tuple[Entry, ...]:
     return entries
 
 
-def _entry(document: Mapping[str, Any], packs: Sequence[str]) -> Entry:
+def _entry(document: Mapping[str, Any], packs: Sequence[str], make_table: MakeTable) -> Entry:
     kind, path, mtime = document["type"], decode_path(document["path"]), _number(document["mtime"], signed=True)
     if kind == LINK:
         target = decode_path(document["target"])
@@ -410,22 +448,43 @@ def _entry(document: Mapping[str, Any], packs: Sequence[str]) -> Entry:
         return Entry(path, DIRECTORY, mode, mtime)
     if kind != FILE:
         raise Malformed(f"{path!r} is of unknown type {kind!r}")
-    pieces = tuple(_piece(chunk, packs) for chunk in document["data"])
+    if ("data" in document) == ("table" in document):
+        raise Malformed(f"the file {path!r} has not one of 'data' and 'table'")
     size = _number(document["size"])
-    if size != sum(piece.length for piece in pieces):
+    pieces: Sequence[Piece]
+    if "table" in document:
+        segments = tuple(_segment(each, packs) for each in document["table"])
+        total, pieces = sum(segment.size for segment in segments), make_table(path, segments)
+    else:
+        pieces = tuple(_piece(chunk, packs) for chunk in document["data"])
+        total = sum(piece.length for piece in pieces)
+    if size != total:
         raise Malformed(f"the chunks of {path!r} do not add up to its size")
     return Entry(path, FILE, mode, mtime, size, pieces)
 
 
+def _segment(document: Sequence[Any], packs: Sequence[str]) -> Segment:
+    count, size = _number(document[0]), _number(document[1])
+    if not 0 < count <= LARGEST_SEGMENT or not count <= size <= count * LARGEST_CHUNK:
+        raise Malformed(f"{document!r} is not a segment of a table")
+    return Segment(count, size, _piece(document[2:], packs))
+
+
 def _piece(chunk: Sequence[Any], packs: Sequence[str]) -> Piece:
-    if len(chunk) not in (2, 4) or not 0 < _number(chunk[1]) <= LARGEST_CHUNK:
+    if len(chunk) not in (2, 4, 5) or not 0 < _number(chunk[1]) <= LARGEST_CHUNK:
         raise Malformed(f"{chunk!r} is not a chunk")
     _check_hash(chunk[0])
     if len(chunk) == 2:
         return Piece(chunk[0], chunk[1])
-    if chunk[1] + _number(chunk[3]) > LARGEST_OBJECT:
+    stored = 0
+    if len(chunk) == 5:
+        stored = _number(chunk[4])
+        if not 0 < stored < chunk[1]:
+            raise Malformed(f"{chunk!r} is longer compressed than not")
+    piece = Piece(chunk[0], chunk[1], packs[_number(chunk[2])], _number(chunk[3]), stored)
+    if piece.end > LARGEST_OBJECT:
         raise Malformed(f"{chunk!r} lies beyond the end of any object")
-    return Piece(chunk[0], chunk[1], packs[_number(chunk[2])], chunk[3])
+    return piece
 
 
 def _number(value: Any, *, signed: bool = False) -> int:

@@ -3,27 +3,50 @@
 Nothing here makes a bundle visible: when `upload` returns, the bytes are in the store, durable, and no one refers to them.
 Content is cut and packed the same way from the same tree, so an upload that begins again after a kill finds its objects by name.
 A file is read through one descriptor, and counted as read only if size, mtime and ctime are the same before and after.
+
+Threads read, hash, compress and store; one thread, the caller's, has the order in which chunks go into packs. A pack has a
+name only once it is full, so until the end a chunk in it lies in `#0`, `#1`, ...: see _Pack. In memory at once: a chunk and what
+it is compressed to for each thread, two packs, and 52 bytes for each chunk of the files whose chunks lie in those.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 from blake3 import blake3
 
-from sidecar.errors import NotSaved
-from sidecar.store.format import CHUNK, FILE, PACK, SMALL, Entry, Piece, object_name
+from sidecar.errors import Corrupt, Fault, NotSaved, ParametersError
+from sidecar.store.compress import compress
+from sidecar.store.format import CHUNK, FILE, MIB, PACK, SMALL, SMALLEST_CUT, Entry, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
+from sidecar.store.table import INLINE, SEGMENT, Chunks, Pieces
 from sidecar.store.tree import SPECIAL, Directories, Found, kind, split, walk
 from sidecar.store.work import Buffers, Meter, Window
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a pipe put there since must not hold us
+_BLOCK = 2 * MIB  # small chunks of a large file are read so many bytes at a time: a call for each would cost more than its work
+_LARGEST_CUT = 16 * MIB  # each thread holds one, and what it is compressed to
+_REMEMBERED = 1 << 17  # chunks of large files whose equals are found in this upload: some 50 MiB, however large the files
 _logger = logging.getLogger(__name__)
+
+ChunkSize = Callable[[str, int], int]
+"""Given path and size of a file: how it is to be cut, in bytes; 0 as usual. The same every time, or nothing is found again."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the parent holds: chunks by hash, and by path the lists of those too many to be remembered."""
+
+    chunks: Mapping[str, Piece] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,9 +59,16 @@ class Uploaded:
 
 
 def upload(
-    objects: Objects, path: str, known: Mapping[str, Piece], meter: Meter, *, skip_errors: bool = False, shared: bool = False
+    objects: Objects,
+    path: str,
+    known: Known,
+    meter: Meter,
+    *,
+    chunk_size: ChunkSize | None = None,
+    skip_errors: bool = False,
+    shared: bool = False,
 ) -> Uploaded:
-    """Put the content of directory `path` into `objects`, but for chunks that lie where `known`, a map by hash, says.
+    """Put the content of directory `path` into `objects`, but for chunks that the parent holds.
 
     NotSaved where something cannot be kept as it is: a special file, one that cannot be read, or one that changes while it is
     read, twice. With `skip_errors` such entries are left out, counted and logged. Unreachable where the store fails. `shared`:
@@ -49,8 +79,8 @@ def upload(
     except OSError as error:
         raise NotSaved(f"{path}: {error.strerror}") from error
     try:
-        with Window[_Read](objects.parallel) as window:
-            return _Upload(objects, tree, known, meter, window, skip_errors).run()
+        with Window[_Read](objects.parallel) as window, ThreadPoolExecutor(1) as sealing:
+            return _Upload(objects, tree, known, meter, window, sealing, chunk_size, skip_errors).run()
     finally:
         tree.close()
 
@@ -61,26 +91,29 @@ class _Changed(Exception):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk that was read. `data` is given where it is small, and so still to be packed."""
+    """A chunk that was read. Where it lies; or what is to be packed of it: `data`, a frame where that is shorter than it."""
 
     hash: str
     length: int
-    data: bytes | None
-    stored: int
+    piece: Piece | None
+    data: bytes = b""
+    stored: int = 0
 
 
-_Read = _Chunk | OSError | None
-"""What comes of reading a chunk. None: the file has become too short for it. An error is no exception: the upload may go on."""
+_Read = list[_Chunk] | OSError | None
+"""What comes of reading a block. None: the file has become too short for it. An error is no exception: the upload may go on."""
 
 
 class _Reading:
-    """One file being read: its descriptor, its stat before, and the hashes of the chunks that have come back."""
+    """One file being read: its descriptor, its stat before, how it is cut, and the chunks that have come back."""
 
-    def __init__(self, found: Found, fd: int) -> None:
-        self.path, self.fd = found.path, fd
+    def __init__(self, found: Found, fd: int, cut: int, before: Table | None) -> None:
+        self.path, self.fd, self.cut, self.before = found.path, fd, cut, before
         self.seen = os.fstat(fd)
-        self.hashes: list[str] = []
-        self.missing = -(-self.seen.st_size // CHUNK)
+        self.block = cut if cut > SMALL else max(cut, _BLOCK // cut * cut)
+        size = self.seen.st_size
+        self.pieces: list[Piece] | Chunks = [] if size <= cut * INLINE else Chunks()
+        self.missing = -(-size // self.block)
         self.changed = kind(self.seen.st_mode) != FILE
         self.error: OSError | None = None
 
@@ -107,70 +140,90 @@ class _Places:
     def __init__(self, objects: Objects, known: Mapping[str, Piece]) -> None:
         self._objects, self._known = objects, known
         self._placed: dict[str, Piece] = {}
-        self._whole: dict[str, bool] = {}
+        self._sizes: dict[str, int] = {}
         self._needed: dict[str, int] = {}
+        self._remembered = 0
         for piece in known.values():
-            self._needed[piece.object] = max(piece.offset + piece.length, self._needed.get(piece.object, 0))
+            self._needed[piece.object] = max(piece.end, self._needed.get(piece.object, 0))
 
-    def __contains__(self, hash_: str) -> bool:
-        """Safe in several threads: at worst two of them ask for the same size."""
-        if hash_ not in self._placed and (piece := self._known.get(hash_)) is not None and self._is_whole(piece.object):
-            self.add(piece)
-        return hash_ in self._placed
+    def get(self, hash_: str) -> Piece | None:
+        """Return where a chunk lies, None where it is new. Safe in threads: at worst two of them ask for the same size."""
+        piece = self._placed.get(hash_)
+        if piece is None and (piece := self._known.get(hash_)) is not None:
+            if not self.is_whole(piece):
+                return None
+            self._placed[hash_] = piece
+        return piece
 
-    def __getitem__(self, hash_: str) -> Piece:
-        return self._placed[hash_]
-
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece, *, many: bool = False) -> None:
+        """Have a chunk found by those that come later; those of files of `many` only as far as there is room."""
+        if many:
+            if self._remembered >= _REMEMBERED:
+                return
+            self._remembered += 1
         self._placed.setdefault(piece.hash, piece)
 
-    def _is_whole(self, object_: str) -> bool:
+    def is_whole(self, piece: Piece) -> bool:
+        """Say whether the object that a chunk of the parent lies in is there and long enough."""
         # A pack that is cut short is given up as a whole: cut the same way from the same files, it is made good under its name.
-        if object_ not in self._whole:
+        if piece.object not in self._sizes:
             try:
-                size = self._objects.size(object_name(object_))
+                self._sizes[piece.object] = self._objects.size(object_name(piece.object))
             except FileNotFoundError:
-                size = -1
-            self._whole[object_] = size >= self._needed[object_]
-        return self._whole[object_]
+                self._sizes[piece.object] = -1
+        return self._sizes[piece.object] >= max(piece.end, self._needed.get(piece.object, 0))
 
 
 class _Pack:
-    """The pack being filled. Its buffer is made once; files are read right into it."""
+    """The pack being filled. Its two buffers are made once; files are read right into the one while the other is stored.
 
-    def __init__(self, objects: Objects, placed: _Places) -> None:
-        self._objects, self._placed = objects, placed
-        self._buffer = memoryview(b"")
+    It is called `#n` until it is full; `names` then has its name.
+    """
+
+    def __init__(self, objects: Objects, sealing: ThreadPoolExecutor) -> None:
+        self._objects, self._sealing = objects, sealing
+        self._buffers = [memoryview(b""), memoryview(b"")]
         self._used = 0
-        self._chunks: dict[str, tuple[int, int]] = {}
+        self._stored: Future[bool] | None = None
+        self._storing = 0
+        self.names: dict[str, str] = {}
         self.stored = 0
 
     def room(self, length: int) -> memoryview:
         """Return where the next chunk goes; what is written there counts only once it is kept."""
-        if not self._buffer:
-            self._buffer = memoryview(bytearray(PACK))
+        if not self._buffers[0]:
+            self._buffers[0] = memoryview(bytearray(PACK))
         if self._used + length > PACK:
             self.seal()
-        return self._buffer[self._used : self._used + length]
+        return self._buffers[0][self._used : self._used + length]
 
-    def keep(self, hash_: str, length: int) -> None:
-        """Keep the chunk that was put into `room`, unless it is in the store or in this pack."""
-        if hash_ not in self._placed and hash_ not in self._chunks:
-            self._chunks[hash_] = (self._used, length)
-            self._used += length
+    def keep(self, hash_: str, length: int, stored: int) -> Piece:
+        """Keep what was put into `room`: a chunk of `length` bytes, as a frame of `stored` bytes unless that is 0."""
+        piece = Piece(hash_, length, f"#{len(self.names)}", self._used, stored)
+        self._used += stored or length
+        return piece
 
     def seal(self) -> None:
-        """Store what was kept, and begin anew."""
-        if not self._chunks:
+        """Have what was kept stored, and begin anew."""
+        if not self._used:
             return
-        view = self._buffer[: self._used]
+        self.wait()
+        view = self._buffers[0][: self._used]
         name = blake3(view).hexdigest()
-        if self._objects.put(object_name(name), view):
-            self.stored += self._used
-        for hash_, (offset, length) in self._chunks.items():
-            self._placed.add(Piece(hash_, length, name, offset))
-        self._chunks.clear()
+        self.names[f"#{len(self.names)}"] = name
+        self._stored, self._storing = self._sealing.submit(self._objects.put, object_name(name), view), self._used
+        self._buffers.reverse()
         self._used = 0
+
+    def wait(self) -> None:
+        """Return when what was sealed is stored; its error, where it could not be."""
+        if self._stored is not None and self._stored.result():
+            self.stored += self._storing
+        self._stored = None
+
+    def named(self, piece: Piece) -> Piece:
+        """Return a piece with the name of its pack, which has been sealed."""
+        return piece._replace(pack=self.names[piece.pack]) if piece.pack.startswith("#") else piece
 
 
 class _Upload:
@@ -178,18 +231,21 @@ class _Upload:
         self,
         objects: Objects,
         tree: Directories,
-        known: Mapping[str, Piece],
+        known: Known,
         meter: Meter,
         window: Window[_Read],
+        sealing: ThreadPoolExecutor,
+        chunk_size: ChunkSize | None,
         skip_errors: bool,
     ) -> None:
-        self._objects, self._tree, self._meter, self._window = objects, tree, meter, window
-        self._skip_errors = skip_errors
-        self._placed = _Places(objects, known)
-        self._pack = _Pack(objects, self._placed)
+        self._objects, self._tree, self._known, self._meter, self._window = objects, tree, known, meter, window
+        self._chunk_size, self._skip_errors = chunk_size, skip_errors
+        self._placed = _Places(objects, known.chunks)
+        self._pack = _Pack(objects, sealing)
         self._buffers = Buffers()
         self._open: set[int] = set()
-        self._done: dict[str, tuple[Entry, list[str]]] = {}
+        self._done: dict[str, tuple[Entry, list[Piece] | tuple[Segment, ...]]] = {}
+        self._tables: deque[tuple[Entry, Chunks]] = deque()
         self._stored = 0
         self.skipped: dict[str, str] = {}
 
@@ -212,14 +268,21 @@ class _Upload:
             for fd in self._open:
                 os.close(fd)
         self._pack.seal()
+        self._store_tables()
+        self._pack.seal()
+        self._pack.wait()
         self._objects.flush()
         self._meter.finish()
-        entries = (self._done[each.path] for each in found if each.path in self._done)
-        placed = tuple(
-            entry._replace(pieces=tuple(self._placed[hash_] for hash_ in hashes)) if hashes else entry
-            for entry, hashes in entries
-        )
-        return Uploaded(placed, self._stored + self._pack.stored, len(self.skipped))
+        entries = tuple(self._placed_entry(*self._done[each.path]) for each in found if each.path in self._done)
+        return Uploaded(entries, self._stored + self._pack.stored, len(self.skipped))
+
+    def _placed_entry(self, entry: Entry, pieces: list[Piece] | tuple[Segment, ...]) -> Entry:
+        if isinstance(pieces, tuple):
+            segments = tuple(each._replace(piece=self._pack.named(each.piece)) for each in pieces)
+            return entry._replace(pieces=Pieces(segments, _unread))
+        return entry._replace(pieces=tuple(map(self._pack.named, pieces))) if pieces else entry
+
+    # --- reading ---------------------------------------------------------------------------------------------------
 
     def _read_all(self, files: list[Found]) -> None:
         for found in files:
@@ -240,69 +303,131 @@ class _Upload:
         parent, name = split(found.path)
         fd = os.open(name, _READ, dir_fd=self._tree.fd(parent))
         self._open.add(fd)
-        return _Reading(found, fd)
+        return _Reading(found, fd, self._cut(found), self._known.tables.get(found.path))
+
+    def _cut(self, found: Found) -> int:
+        cut = self._chunk_size(found.path, found.size) if self._chunk_size is not None else 0
+        if cut and not SMALLEST_CUT <= cut <= _LARGEST_CUT:
+            raise ParametersError([Fault("chunk size", found.path, f"{cut} is not from {SMALLEST_CUT} to {_LARGEST_CUT}")])
+        return cut or CHUNK
 
     def _read_in_threads(self, found: Found, reading: _Reading) -> None:
-        def took(chunk: _Read) -> None:
-            self._take(reading, chunk)
-            self._meter.add(chunk.length if isinstance(chunk, _Chunk) else 0)
+        def took(block: _Read) -> None:
+            self._take(reading, block)
+            self._meter.add(sum(chunk.length for chunk in block) if isinstance(block, list) else 0)
             if not reading.missing:
                 self._end(found, reading)
 
-        for offset in range(0, reading.seen.st_size, CHUNK):
-            length = min(CHUNK, reading.seen.st_size - offset)
-            self._window.give(partial(self._chunk, reading.fd, offset, length), took)
+        for offset in range(0, reading.seen.st_size, reading.block):
+            self._window.give(partial(self._block, reading, offset), took)
 
     def _read_here(self, found: Found, reading: _Reading) -> None:
-        length = reading.seen.st_size
-        if length:
+        size = reading.seen.st_size
+        for offset in range(0, size, reading.cut):
+            length = min(reading.cut, size - offset)
             view = self._pack.room(length)
             try:
-                if _fill(reading.fd, 0, view):
-                    hash_ = blake3(view).hexdigest()
-                    self._pack.keep(hash_, length)
-                    reading.hashes.append(hash_)
-                else:
+                if not _fill(reading.fd, offset, view):
                     reading.changed = True
+                    break
             except OSError as error:
                 reading.error = error
+                break
+            hash_ = blake3(view).hexdigest()
+            piece = self._placed.get(hash_)
+            if piece is None:
+                frame = compress(view)
+                if frame is not None:
+                    view[: len(frame)] = frame
+                piece = self._pack.keep(hash_, length, len(frame or b""))
+                self._placed.add(piece)
+            reading.pieces.append(piece)
         self._end(found, reading)
-        self._meter.add(length)
+        self._meter.add(size)
 
-    def _chunk(self, fd: int, offset: int, length: int) -> _Read:
-        """Read one chunk, and store it where it is large and new."""
+    def _block(self, reading: _Reading, offset: int) -> _Read:
+        """Read some chunks of a file, and store those that are large and new."""
         self._meter.check()
+        length = min(reading.block, reading.seen.st_size - offset)
+        if _is_hole(reading.fd, offset, length):
+            return [self._zeros(min(reading.cut, length - start)) for start in range(0, length, reading.cut)]
         view = self._buffers.view(length)
         try:
-            if not _fill(fd, offset, view):
+            if not _fill(reading.fd, offset, view):
                 return None
         except OSError as error:
             return error
-        hash_ = blake3(view).hexdigest()
-        if length <= SMALL:
-            return _Chunk(hash_, length, bytes(view), 0)
-        new = hash_ not in self._placed and self._objects.put(object_name(hash_), view)
-        return _Chunk(hash_, length, None, length if new else 0)
+        first = offset // reading.cut
+        return [
+            self._chunk(reading, first + number, view[start : start + reading.cut])
+            for number, start in enumerate(range(0, length, reading.cut))
+        ]
 
-    def _take(self, reading: _Reading, chunk: _Read) -> None:
+    def _chunk(self, reading: _Reading, number: int, view: memoryview) -> _Chunk:
+        hash_, length = blake3(view).hexdigest(), len(view)
+        piece = self._placed.get(hash_) or self._in_parent(reading, number, hash_)
+        if piece is not None:
+            return _Chunk(hash_, length, piece)
+        frame = compress(view)
+        if frame is not None and len(frame) <= SMALL:
+            return _Chunk(hash_, length, None, frame)
+        if length <= SMALL:
+            return _Chunk(hash_, length, None, bytes(view))
+        data: bytes | memoryview = view if frame is None else frame
+        piece = Piece(hash_, length)
+        if frame is not None:
+            piece = Piece(hash_, length, blake3(frame).hexdigest(), 0, len(frame))
+        new = self._objects.put(object_name(piece.object), data)
+        return _Chunk(hash_, length, piece, stored=len(data) if new else 0)
+
+    def _zeros(self, length: int) -> _Chunk:
+        hash_, frame = _zeros(length)
+        return _Chunk(hash_, length, self._placed.get(hash_), frame)
+
+    def _in_parent(self, reading: _Reading, number: int, hash_: str) -> Piece | None:
+        """Return where the parent has this chunk, if at the same place of the same file: what is too many is found so alone."""
+        before = reading.before
+        if before is None:
+            return None
+        try:
+            piece = before[number] if number < len(before) else None
+        except Corrupt as error:
+            _logger.warning("%s; nothing of it is used again", error)
+            reading.before = None
+            return None
+        return piece if piece is not None and piece.hash == hash_ and self._placed.is_whole(piece) else None
+
+    def _take(self, reading: _Reading, block: _Read) -> None:
         reading.missing -= 1
-        if isinstance(chunk, OSError):
-            reading.error = chunk
+        if isinstance(block, OSError):
+            reading.error = block
             return
-        if chunk is None:
+        if block is None:
             reading.changed = True
             return
-        self._stored += chunk.stored
-        reading.hashes.append(chunk.hash)
-        if chunk.data is None:
-            self._placed.add(Piece(chunk.hash, chunk.length))
-        else:
-            self._pack.room(chunk.length)[:] = chunk.data
-            self._pack.keep(chunk.hash, chunk.length)
+        many = isinstance(reading.pieces, Chunks)
+        for chunk in block:
+            self._stored += chunk.stored
+            piece = chunk.piece or self._placed.get(chunk.hash)
+            if piece is None:
+                piece = self._keep(chunk)
+            if not chunk.piece or not many:
+                self._placed.add(piece, many=many)
+            reading.pieces.append(piece)
+
+    def _keep(self, chunk: _Chunk) -> Piece:
+        length = len(chunk.data)
+        self._pack.room(length)[:] = chunk.data
+        return self._pack.keep(chunk.hash, chunk.length, length if length < chunk.length else 0)
 
     def _end(self, found: Found, reading: _Reading, *, again: bool = False) -> None:
         try:
-            self._done[found.path] = reading.entry(), reading.hashes
+            entry = reading.entry()
+            if isinstance(reading.pieces, Chunks):
+                self._tables.append((entry, reading.pieces))
+                self._store_tables()
+            else:
+                self._done[found.path] = entry, reading.pieces
         except _Changed:
             if again:
                 self._refuse(found.path, "changes while it is read")
@@ -316,8 +441,8 @@ class _Upload:
     def _read_again(self, found: Found) -> None:
         try:
             reading = self._begin(found)
-            for offset in range(0, reading.seen.st_size, CHUNK):
-                self._take(reading, self._chunk(reading.fd, offset, min(CHUNK, reading.seen.st_size - offset)))
+            for offset in range(0, reading.seen.st_size, reading.block):
+                self._take(reading, self._block(reading, offset))
         except OSError as error:
             self._unreadable(found.path, error)
             return
@@ -335,6 +460,51 @@ class _Upload:
             raise NotSaved(f"{path or 'the top directory'!r} {problem}")
         _logger.warning("%r %s; it is left out", path, problem)
         self.skipped[path] = problem
+
+    # --- tables ----------------------------------------------------------------------------------------------------
+
+    def _store_tables(self) -> None:
+        """Store the tables of files all of whose packs have names by now, so that they need not stay in memory."""
+        while self._tables:
+            entry, chunks = self._tables[0]
+            if any(name.startswith("#") and name not in self._pack.names for name in chunks.objects):
+                return
+            self._tables.popleft()
+            segments = (self._segment(chunks, start) for start in range(0, len(chunks), SEGMENT))
+            self._done[entry.path] = entry, tuple(segments)
+
+    def _segment(self, chunks: Chunks, start: int) -> Segment:
+        some = Chunks()
+        for number in range(start, min(start + SEGMENT, len(chunks))):
+            some.append(self._pack.named(chunks[number]))
+        data = some.encode()
+        hash_ = blake3(data).hexdigest()
+        piece = self._placed.get(hash_)
+        if piece is None:
+            frame = compress(data)
+            piece = self._keep(_Chunk(hash_, len(data), None, data if frame is None else frame))
+            self._placed.add(piece)
+        return Segment(len(some), sum(some.lengths), piece)
+
+
+def _unread(segment: Segment) -> Chunks:
+    raise AssertionError(f"{segment} is only written")
+
+
+@lru_cache(maxsize=64)
+def _zeros(length: int) -> tuple[str, bytes]:
+    """Return hash and frame of so many zero bytes."""
+    data = bytes(length)
+    return blake3(data).hexdigest(), compress(data) or data
+
+
+def _is_hole(fd: int, offset: int, length: int) -> bool:
+    """Say whether nothing was ever written there; where the file system cannot tell, it is not so."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
+    except OSError as error:
+        # ENXIO: there is no data up to the end. Is that still where it was? What was cut off is found by the stat afterwards.
+        return error.errno == errno.ENXIO
 
 
 def _fill(fd: int, offset: int, view: memoryview) -> bool:
