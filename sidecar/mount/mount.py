@@ -33,7 +33,7 @@ from sidecar.errors import Unreachable
 from sidecar.mount import protocol
 from sidecar.mount.server import Server
 from sidecar.store.format import FILE
-from sidecar.store.reader import ROOT, Reader
+from sidecar.store.reader import Reader
 from sidecar.store.tree import open_shared
 
 TYPE = "fuse.sidecar"
@@ -112,7 +112,7 @@ class Mount:
             _mounts.discard(self)
 
     def _open_parent(self, shared: bool) -> int:
-        """Return a descriptor of the directory that holds the mount point, which is there then, empty, and nothing stale on it."""
+        """Return a descriptor of the directory that holds the mount point, which is there, empty and with nothing stale on it."""
         parent, self._name = os.path.split(self.path)
         try:
             if shared:
@@ -184,8 +184,7 @@ class Mount:
 
 def _is_worth_passing(reader: Reader) -> bool:
     """Say whether files are large enough on average that passing them through pays, and whether there is where from."""
-    entries = (reader.tree.entry(node) for node in range(ROOT, len(reader.tree) + 1))
-    sizes = [entry.size for entry in entries if entry.type == FILE]
+    sizes = [entry.size for entry in map(reader.tree.entry, reader.tree.nodes) if entry.type == FILE]
     return reader.has_cache and os.geteuid() == 0 and sum(sizes) > _WORTH_PASSING * len(sizes)
 
 

@@ -26,7 +26,7 @@ from functools import partial
 
 from sidecar.errors import SidecarError
 from sidecar.mount import protocol as fuse
-from sidecar.store.format import DIRECTORY, LINK, Entry
+from sidecar.store.format import DIRECTORY, FILE, LINK, Entry
 from sidecar.store.reader import ROOT, Reader
 
 _KINDS = {DIRECTORY: stat.S_IFDIR, LINK: stat.S_IFLNK}
@@ -37,6 +37,7 @@ _TOLD = 1000  # different complaints; a damaged store must not fill the log's di
 # where somebody has remounted the file system for writing.
 _WRITING = {4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51}
 _SIGKILL = 1 << 8
+_U64 = (1 << 64) - 1
 _NOTHING = (0,) * 22
 
 _logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Server:
         ] = {}  # nodes that are open: how often, and the kernel's id of what is passed through, or 0
         self._listing: tuple[int, list[tuple[bytes, int]]] = 0, []
         self._told: set[str] = set()
-        self._content = sum(self._tree.entry(node).size for node in range(ROOT, len(self._tree) + 1))
+        self._content = sum(entry.size for entry in self._tree.entries)
         self.passthrough = False
         self.passed = 0  # files that were passed through; for tests and figures
         self.initialised = threading.Event()
@@ -149,7 +150,9 @@ class Server:
         return fuse.init_reply(unique, minor, max(readahead, fuse.LARGEST_READ), offered & wanted)
 
     def _statfs(self, unique: int, _node: int, _body: memoryview) -> bytes:
-        return fuse.reply(unique, fuse.statfs_out.pack(-(-self._content // 4096), 0, 0, len(self._tree), 0, 4096, 255, 4096, 0))
+        return fuse.reply(
+            unique, fuse.statfs_out.pack(-(-self._content // 4096), 0, 0, len(self._tree.nodes), 0, 4096, 255, 4096, 0)
+        )
 
     def _interrupt(self, _unique: int, _node: int, body: memoryview) -> bytes | None:
         """Let a reader go that was killed. Other signals wait: programs do not expect read(2) of a file to fail with EINTR."""
@@ -169,7 +172,7 @@ class Server:
         else:
             mode = _KINDS.get(entry.type, stat.S_IFREG) | entry.mode & _RESTORED
         seconds, rest = divmod(entry.mtime, 1_000_000_000)
-        seconds &= 0xFFFFFFFFFFFFFFFF
+        seconds &= _U64
         # One link also for directories, which tells find(1) that there is nothing to be concluded from it.
         return (node, size, -(-size // 512), seconds, seconds, seconds, rest, rest, rest, mode, 1, *self._owner, 0, 4096, 0)
 
@@ -190,19 +193,33 @@ class Server:
         return fuse.reply(unique, target)
 
     def _readdirplus(self, unique: int, node: int, body: memoryview) -> bytes:
-        def plus(name: bytes, child: int, next_: int) -> bytes:
-            entry = self._tree.entry(child)
-            attributes = self._attributes(child, entry)
-            if name in (b".", b".."):  # the kernel knows those; to it, node 0 says so
-                head = fuse.direntplus.pack(*_NOTHING, child, next_, len(name), attributes[9] >> 12)
-            else:
-                forever = fuse.FOREVER
-                head = fuse.direntplus.pack(
-                    child, 0, forever, forever, 0, 0, *attributes, child, next_, len(name), attributes[9] >> 12
-                )
-            return head + name + fuse.PADDING[len(name) & 7]
+        return self._list(unique, node, body, self._plus)
 
-        return self._list(unique, node, body, plus)
+    def _plus(self, name: bytes, child: int, next_: int) -> bytes:
+        entry = self._tree.entry(child)
+        length = len(name)
+        if entry.type == FILE:  # the hot one, by itself: half the time
+            pack = fuse.direntplus.pack
+            seconds, rest = divmod(entry.mtime, 1_000_000_000)
+            seconds &= _U64
+            size, mode = entry.size, stat.S_IFREG | entry.mode & _RESTORED
+            uid, gid = self._owner
+            blocks = (size + 511) >> 9
+            # fmt: off
+            head = pack(
+                child, 0, fuse.FOREVER, fuse.FOREVER, 0, 0,
+                child, size, blocks, seconds, seconds, seconds, rest, rest, rest, mode, 1, uid, gid, 0, 4096, 0,
+                child, next_, length, 8,
+            )
+            # fmt: on
+        elif name in (b".", b".."):  # the kernel knows those; to it, node 0 says so
+            head = fuse.direntplus.pack(*_NOTHING, child, next_, length, 4)
+        else:
+            attributes = self._attributes(child, entry)
+            head = fuse.direntplus.pack(
+                child, 0, fuse.FOREVER, fuse.FOREVER, 0, 0, *attributes, child, next_, length, attributes[9] >> 12
+            )
+        return head + name + fuse.PADDING[length & 7]
 
     def _readdir(self, unique: int, node: int, body: memoryview) -> bytes:
         def plain(name: bytes, child: int, next_: int) -> bytes:

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from sidecar.errors import Unreachable
 
@@ -49,17 +50,17 @@ class Cache:
         except OSError as error:
             raise Unreachable(f"the cache {directory} cannot be made: {error.strerror}") from error
 
-    def load(self, key: str, at: int, size: int) -> memoryview | None:
-        """Return what was kept there, or was to be: it is the caller's to compare with its hash. None where nothing was."""
+    def load(self, key: str, at: int, view: memoryview) -> bool:
+        """Fill `view` with what was kept there, or was to be: it is the caller's to compare with its hash. False: nothing was."""
         try:
             with self._opened(key, os.O_RDONLY) as fd:
                 # A hole would be read as zeros, and hashed, for nothing.
-                if os.fstat(fd).st_size < at + size or os.lseek(fd, at, os.SEEK_HOLE) < at + size:
-                    return None
-                data = memoryview(os.pread(fd, size, at))
-                return data if len(data) == size else None
+                end = at + len(view)
+                if os.fstat(fd).st_size < end or os.lseek(fd, at, os.SEEK_HOLE) < end:
+                    return False
+                return os.preadv(fd, [view], at) == len(view)
         except OSError:
-            return None
+            return False
 
     def keep(self, key: str, whole: int, at: int, data: memoryview) -> bool:
         """Put `data` at `at` of the file `key`, which is to have `whole` bytes; say whether that was done."""
@@ -79,7 +80,7 @@ class Cache:
             return False
         return True
 
-    def vouch(self, key: str, whole: int, holds: Callable[[Callable[[int, int], memoryview]], bool]) -> None:
+    def vouch(self, key: str, whole: int, holds: Callable[[Callable[[int, memoryview], None]], bool]) -> None:
         """Have `open_whole` hand a file over, if `holds` finds in it what belongs there; it is given a way to read it.
 
         All of it is read once more: since it was filled it may have been evicted, and filled again by one that was killed.
@@ -89,7 +90,7 @@ class Cache:
                 before = os.fstat(fd)
                 if (young := before.st_ctime + _SETTLED - time.time()) > 0:
                     time.sleep(min(young, _SETTLED))
-                if before.st_size != whole or not holds(lambda at, size: memoryview(os.pread(fd, size, at))):
+                if before.st_size != whole or not holds(partial(_read, fd)):
                     return
                 if self._signature(os.fstat(fd)) == self._signature(before):
                     self._sign(key, self._signature(before))
@@ -171,6 +172,10 @@ class Cache:
                 with suppress(OSError):
                     os.unlink(each)
             used -= size
+
+
+def _read(fd: int, at: int, view: memoryview) -> None:
+    os.preadv(fd, [view], at)
 
 
 def _last_use(entry: os.DirEntry[str]) -> float:
