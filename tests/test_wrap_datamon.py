@@ -732,7 +732,7 @@ def test_killed_when_it_was_ready_it_brings_the_same_bundles_again_wherever_thei
     job.put("3,4\n")
     again = job.datamon(*job.bring, *job.keep)
     job.hear_life(2)
-    job.hear_state(READY, "fuse")
+    job.hear("mountdone")
     assert (job.source / "january.csv").read_text() == "1,2\n"
     assert said(job, "mountdone")["sources"][0]["bundle"] == old.id
     job.file("go").touch()
