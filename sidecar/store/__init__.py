@@ -13,6 +13,7 @@ from sidecar.store.bundles import Store, open_store
 from sidecar.store.download import Reader
 from sidecar.store.format import RESERVED, Bundle, Entry, Move, Piece, Repo, check_name, is_id
 from sidecar.store.reference import Reference, parse_reference
+from sidecar.store.remote import Patience
 from sidecar.store.tree import open_shared
 from sidecar.store.work import Progress, Stopped
 
@@ -21,6 +22,7 @@ __all__ = [
     "Bundle",
     "Entry",
     "Move",
+    "Patience",
     "Piece",
     "Progress",
     "Reader",

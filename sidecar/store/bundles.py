@@ -23,6 +23,7 @@ from sidecar.store import format as form
 from sidecar.store.compress import decompress, pack_whole
 from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Entry, Malformed, Move, Piece, Repo, Segment, Table
 from sidecar.store.objects import Objects, open_objects
+from sidecar.store.remote import Patience
 from sidecar.store.table import Pieces
 from sidecar.store.upload import ChunkSize, Known, Uploaded, upload
 from sidecar.store.work import Cancelled, Meter, Progress
@@ -33,16 +34,17 @@ _logger = logging.getLogger(__name__)
 Record = TypeVar("Record")
 
 
-def open_store(url: str, **options: Any) -> Store:
+def open_store(url: str, *, patience: Patience | None = None, **options: Any) -> Store:
     """Return the store at a URL (`file:///srv/store`, `memory://x`, any fsspec URL) or plain path.
 
-    Nothing is read or written yet. `options` go to fsspec. ConfigurationError where the URL means nothing to anyone here, or
+    Nothing is read or written yet. `options` go to fsspec; `patience` is how long a service that does not answer is waited for.
+    ConfigurationError where the URL means nothing to anyone here, or
     where names of files could not be told from bytes.
     """
     if sys.getfilesystemencoding() != "utf-8":
         # In it, names would be other text here than they are in the manifest, and other bytes again where that is read.
         raise ConfigurationError(f"file names are {sys.getfilesystemencoding()} here; set PYTHONUTF8=1, or a UTF-8 locale")
-    return Store(open_objects(url, **options))
+    return Store(open_objects(url, patience=patience, **options))
 
 
 class Store:

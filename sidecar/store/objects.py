@@ -1,7 +1,7 @@
 """Bytes by name, below one URL: what the store needs of a file system, and the two ways to have it.
 
 `LocalObjects` serves file:// with system calls: fsspec's local file system is some five times slower for a small file, cannot
-create only where nothing stands, and does not sync. `RemoteObjects` serves every other fsspec URL.
+create only where nothing stands, and does not sync. remote.py serves every other fsspec URL.
 
 Obligations of both: a name appears with all of its bytes or not at all; `create` never replaces; what was written is durable
 when `flush` has returned; every method may be called from several threads. What is absent is FileNotFoundError, whatever else
@@ -18,9 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sidecar.errors import ConfigurationError, Unreachable
+from sidecar.store.format import PACK
+
+if TYPE_CHECKING:
+    from sidecar.store.remote import Patience
 
 _LITTER_AGE = 24 * 3600.0  # no upload keeps one temporary file open for a day
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -32,12 +36,14 @@ class Objects(Protocol):
     url: str
     parallel: int
     """How many chunks are worth having under way at once."""
+    pack: int
+    """How long a pack may be, in bytes."""
 
     def put(self, name: str, data: bytes | memoryview, *, anew: bool = False) -> bool:
         """Have `data` under a name that its content determines; False where it was there with this size, unless `anew`."""
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write `data`, durably, where nothing stands; False where something does."""
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
+        """Write `data` where nothing stands; False where something does. `durable`: once this returns, else once flushed."""
 
     def size(self, name: str) -> int:
         """Return how many bytes there are; FileNotFoundError where there is none."""
@@ -51,6 +57,12 @@ class Objects(Protocol):
     def names(self, folder: str) -> list[str]:
         """Return the last parts of the names below `folder`, sorted; none where there is no such folder."""
 
+    def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Yield names and sizes of all files below `folder`, however deep."""
+
+    def remove(self, name: str) -> None:
+        """Have nothing under a name."""
+
     def flush(self) -> None:
         """Return when all that was put before is durable."""
 
@@ -58,8 +70,10 @@ class Objects(Protocol):
         """Remove what killed writers left behind long ago."""
 
 
-def open_objects(url: str, **options: Any) -> Objects:
+def open_objects(url: str, *, patience: Patience | None = None, **options: Any) -> Objects:
     """Return the objects below a URL or plain path; `options` go to fsspec. Nothing is read or written yet.
+
+    `patience` is how long a store that is not on this machine is waited for.
 
     ConfigurationError where no file system is installed for the URL, Unreachable where its client cannot be made.
     """
@@ -75,21 +89,16 @@ def open_objects(url: str, **options: Any) -> Objects:
             # fsspec's own local files appear half written and are not synced.
             raise ConfigurationError(f"{url}: a store of files takes no options, such as {next(iter(options))}")
         return LocalObjects(path)
-    from fsspec.core import url_to_fs
+    from sidecar.store.remote import Patience, open_remote
 
-    try:
-        filesystem, root = url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:
-        raise ConfigurationError(f"{url}: {error}") from error
-    except Exception as error:
-        raise Unreachable(f"{url}: {error}") from error
-    return RemoteObjects(url, filesystem, root)
+    return open_remote(url, patience or Patience(), options)
 
 
 class LocalObjects:
     """A directory. Files are written in tmp/, synced, and linked to their names."""
 
     parallel = 4
+    pack = PACK
 
     def __init__(self, root: str) -> None:
         """Serve the directory `root`, an absolute path; it is made when something is written."""
@@ -116,11 +125,12 @@ class LocalObjects:
             self._write(name, data, self._replace)
             return True
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """See Objects."""
         with self._writing(name):
             created = self._write(name, data, self._publish)
-            self.flush()
+            if durable:
+                self.flush()
             return created
 
     def size(self, name: str) -> int:
@@ -163,6 +173,25 @@ class LocalObjects:
                 if os.path.isdir(self._root):
                     return []
                 raise
+
+    def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
+        """See Objects."""
+        with self._reaching(folder):
+            try:
+                entries = sorted(os.scandir(os.path.join(self._root, folder)), key=lambda entry: entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self.sizes(f"{folder}/{entry.name}")
+                    continue
+                with suppress(FileNotFoundError):
+                    yield f"{folder}/{entry.name}", entry.stat(follow_symlinks=False).st_size
+
+    def remove(self, name: str) -> None:
+        """See Objects."""
+        with self._writing(name), suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._root, name))
 
     def flush(self) -> None:
         """See Objects."""
@@ -286,87 +315,3 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-# memory:// looks whether something stands there, and then writes; services do both at once.
-_creating = threading.Lock()
-
-
-class RemoteObjects:
-    """Any fsspec file system. That a put is all or nothing, and durable, is the service's own promise."""
-
-    parallel = 8  # a request waits more than it works; each holds a chunk in memory
-
-    def __init__(self, url: str, filesystem: Any, root: str) -> None:
-        """Serve what lies below `root` of an fsspec file system."""
-        self.url = url
-        self._fs = filesystem
-        self._root = root.rstrip("/")
-
-    def put(self, name: str, data: bytes | memoryview, *, anew: bool = False) -> bool:
-        """See Objects."""
-        with self._reaching(name):
-            try:
-                if not anew and self._fs.info(self._path(name))["size"] == len(data):
-                    return False
-            except FileNotFoundError:
-                pass
-            self._fs.pipe_file(self._path(name), bytes(data))
-            return True
-
-    def create(self, name: str, data: bytes) -> bool:
-        """See Objects."""
-        with self._reaching(name), _creating:
-            try:
-                self._fs.pipe_file(self._path(name), data, mode="create")
-            except FileExistsError:
-                return False
-            return True
-
-    def size(self, name: str) -> int:
-        """See Objects."""
-        with self._reaching(name):
-            return int(self._fs.info(self._path(name))["size"])
-
-    def get(self, name: str, limit: int) -> bytes:
-        """See Objects."""
-        with self._reaching(name):
-            return bytes(self._fs.cat_file(self._path(name), start=0, end=limit))
-
-    def read(self, name: str, offset: int, view: memoryview) -> int:
-        """See Objects."""
-        with self._reaching(name):
-            data = self._fs.cat_file(self._path(name), start=offset, end=offset + len(view))
-            have = min(len(data), len(view))
-            view[:have] = data[:have]
-            return have
-
-    def names(self, folder: str) -> list[str]:
-        """See Objects."""
-        path = self._path(folder)
-        with self._reaching(folder):
-            # A listing that is remembered hides what another writer has committed since.
-            self._fs.invalidate_cache(path)
-            try:
-                found = self._fs.ls(path, detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted(name for name in (each.rstrip("/").rpartition("/")[2] for each in found) if name)
-
-    def flush(self) -> None:
-        """See Objects."""
-
-    def sweep(self) -> None:
-        """Nothing is left by killed writers."""
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
-
-    @contextmanager
-    def _reaching(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # every client has its own; none of them is ours to tell apart
-            raise Unreachable(f"{self.url}: {name}: {type(error).__name__}: {error}") from error

@@ -25,7 +25,7 @@ from blake3 import blake3
 
 from sidecar.errors import Corrupt, Fault, NotSaved, ParametersError
 from sidecar.store.compress import compress
-from sidecar.store.format import CHUNK, FILE, MIB, PACK, SMALL, SMALLEST_CUT, Entry, Piece, Segment, Table, object_name
+from sidecar.store.format import CHUNK, FILE, MIB, SMALL, SMALLEST_CUT, Entry, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
 from sidecar.store.table import INLINE, SEGMENT, Chunks, Pieces
 from sidecar.store.tree import SPECIAL, Directories, Found, kind, split, walk
@@ -34,6 +34,7 @@ from sidecar.store.work import Buffers, Meter, Window
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a pipe put there since must not hold us
 _BLOCK = 2 * MIB  # small chunks of a large file are read so many bytes at a time: a call for each would cost more than its work
 _LARGEST_CUT = 16 * MIB  # each thread holds one, and what it is compressed to
+_THREADS = 4  # a request to store waits for little else than the network; each has a chunk in memory up to four times
 _REMEMBERED = 1 << 17  # chunks of large files whose equals are found in this upload: some 50 MiB, however large the files
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def upload(
     except OSError as error:
         raise NotSaved(f"{path}: {error.strerror}") from error
     try:
-        with Window[_Read](objects.parallel) as window, ThreadPoolExecutor(1) as sealing:
+        with Window[_Read](min(objects.parallel, _THREADS)) as window, ThreadPoolExecutor(1) as sealing:
             return _Upload(objects, tree, known, meter, window, sealing, chunk_size, skip_errors).run()
     finally:
         tree.close()
@@ -192,8 +193,8 @@ class _Pack:
     def room(self, length: int) -> memoryview:
         """Return where the next chunk goes; what is written there counts only once it is kept."""
         if not self._buffers[0]:
-            self._buffers[0] = memoryview(bytearray(PACK))
-        if self._used + length > PACK:
+            self._buffers[0] = memoryview(bytearray(self._objects.pack))
+        if self._used + length > self._objects.pack:
             self.seal()
         return self._buffers[0][self._used : self._used + length]
 
