@@ -62,4 +62,6 @@ else:
 
     def replace(old, /, **changes):
         """Return a copy of `old` with `changes`."""
+        if not changes.keys() <= set(old.__slots__):
+            raise TypeError(f"{type(old).__name__} has {old.__slots__}, not all of {tuple(changes)}")
         return type(old)(**{name: changes.get(name, getattr(old, name)) for name in old.__slots__})

@@ -29,6 +29,9 @@ from sidecar.coordination.protocol import (
 )
 from sidecar.values import replace
 
+# A minute alone on a machine, more beside others.
+pytestmark = pytest.mark.timeout(900)
+
 LIMITS = Limits(appear=1.0, grace=1.0)
 KINDS = ("one", "two", "three")
 

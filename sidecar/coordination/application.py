@@ -17,7 +17,6 @@ from sidecar import errors, process
 from sidecar.coordination import protocol
 from sidecar.coordination.protocol import APPLICATION, DONE, EXITED, FAILED, RUNNING, Exit, Limits, Problem, Record, Seen, Since
 from sidecar.coordination.signals import Directory, follow, new_incarnation
-from sidecar.errors import SidecarError
 from sidecar.values import replace, value
 
 TYPE_CHECKING = False
@@ -93,6 +92,7 @@ class _Application:
         self.kill_at = protocol.FOREVER
         self.told: object = None
         self.ending: Ending | None = None
+        self.lost = False
         self.names = [s for b in batteries for s in (b.ready, b.save, b.saved)]
 
     def run(self) -> Ending:
@@ -145,7 +145,11 @@ class _Application:
     def _enter(self, state: str, error: Problem | None = None, **changes: object) -> None:
         """Publish that this participant is in `state` now."""
         self.me = entered(replace(self.me, **changes), state, error)
-        self.directory.publish_record(self.me)
+        try:
+            self.directory.publish_record(self.me)
+        except errors.Unreachable:
+            if not self.lost:  # then that has been noticed, and the end must come all the same
+                raise
         self.since = replace(self.since, phase=time.monotonic())
         self.directory.tell(self.me, f"is {state}" + (f": {error.reason}" if error else ""))
 
@@ -160,9 +164,7 @@ class _Application:
             if self.ending is not None:
                 return None
             now = time.monotonic()
-            if now >= self.kill_at and self.child is not None:
-                self.child.send(process.SIGKILL)
-                self.kill_at = protocol.FOREVER
+            self._kill_if_due(now)
             seen = self._look()
             self._note_lost(seen, now)
             step = protocol.application_next(
@@ -185,11 +187,8 @@ class _Application:
                 case protocol.Run():
                     self._begin()
                 case protocol.Stop(problem):
-                    if self.stopped is not None or self.child is None:
-                        return min(self.kill_at - now, 3600.0)
-                    self.stopped = problem
-                    self.child.send(process.SIGTERM)
-                    self.kill_at = min(self.kill_at, now + self.options.limits.grace)
+                    self._stop(problem, now)
+                    return self.kill_at - now
                 case protocol.Ask(battery, fresh):
                     if fresh:
                         # A script says `saved` after it was asked, so one that stands there before is an earlier life's.
@@ -290,37 +289,45 @@ class _Application:
 
     # --- ends
 
+    def _stop(self, problem: Problem, now: float) -> None:
+        """End the command: SIGTERM, grace, SIGKILL. Said again, it changes nothing."""
+        if self.stopped is None and self.child is not None:
+            self.stopped = problem
+            self.child.send(process.SIGTERM)
+            self.kill_at = min(self.kill_at, now + self.options.limits.grace)
+
+    def _kill_if_due(self, now: float) -> None:
+        if now >= self.kill_at and self.child is not None:
+            self.child.send(process.SIGKILL)
+            self.kill_at = protocol.FOREVER
+
     def _lost_directory(self, error: errors.Unreachable) -> None:
         """The directory went away or is full. A command that runs is let run to its end: nobody is served by losing that too."""
+        self.lost = True
+        self._mind_the_command()
         problem = Problem(error.status, APPLICATION, str(error))
-        while self.child is not None and not self.child.ended:
-            self._wait_for_child()
-        if self.child is not None:
-            self.me = replace(self.me, exit=Exit(self.child.code, self.child.signal))
+        self._enter(FAILED, problem)
         own = self.me.exit.status if self.me.exit is not None else 0
-        try:
-            self._enter(FAILED, problem)
-        except SidecarError:
-            pass
         self.ending = Ending(own or error.status, problem, self.me)
 
-    def _wait_for_child(self) -> None:
+    def _mind_the_command(self) -> None:
+        """Be its init to its end: signals, its limit, SIGKILL when the grace is over."""
         poll = select.poll()
         poll.register(self.signals.fd, select.POLLIN)
-        child = self.child
-        assert child is not None
-        left = self.kill_at - time.monotonic()
-        poll.poll(min(1000.0, max(0.0, left * 1000)))
-        if time.monotonic() >= self.kill_at:
-            child.send(process.SIGKILL)
-            self.kill_at = protocol.FOREVER
-        for number in self.signals.drain():
-            if number == process.SIGCHLD:
-                process.reap(child)
-            else:
-                if number == process.SIGTERM:
-                    self.kill_at = min(self.kill_at, time.monotonic() + self.options.limits.grace)
-                child.send(number)
+        while True:
+            self._hear_signals()
+            if self.child is None:
+                return
+            now = time.monotonic()
+            self._kill_if_due(now)
+            step = protocol.application_next(self.me, {}, (), now=now, since=self.since, limits=self.options.limits, running=True)
+            until = self.kill_at
+            if isinstance(step, protocol.Stop):
+                self._stop(step.problem, now)
+                until = self.kill_at
+            elif isinstance(step, protocol.Wait):
+                until = min(until, step.until)
+            poll.poll(max(0.0, min(60.0, until - now) * 1000 + 1))
 
     def _stay(self) -> None:
         """Stay a while after the end, for somebody to look around; a signal ends it, also one that came before the end."""

@@ -86,10 +86,16 @@ def batteries_of(kinds: Sequence[str], databases: Sequence[str] = ()) -> tuple[B
             found.append(Battery(kind, kind, f"{kind}/ready", f"{kind}/save", f"{kind}/saved"))
     if databases and "postgres" not in kinds:
         raise errors.UsageError("-d names databases, which need -b postgres")
-    clash = {b.name for b in found if sum(a.ready.split("/")[0] == b.ready.split("/")[0] for a in found) > 1}
-    if clash:
-        raise errors.UsageError(f"two batteries would share one folder of signals: {', '.join(sorted(clash))}")
+    for i, b in enumerate(found):
+        for a in found[:i]:
+            if a.name == b.name or _tops(a) & _tops(b):
+                raise errors.UsageError(f"{a.name} and {b.name} would take each other's place in the coordination directory")
     return tuple(found)
+
+
+def _tops(battery: Battery) -> set[str]:
+    """Return what a battery has at the top of the coordination directory."""
+    return {signal.partition("/")[0] for signal in (battery.ready, battery.save, battery.saved)}
 
 
 def battery_of_database(db: str) -> Battery:

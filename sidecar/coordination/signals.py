@@ -613,7 +613,7 @@ def record_from_json(thing: Any) -> Record:
         save=str(thing["save"]),
         saved=thing["saved"] is True,
         times=tuple((str(state), _seconds(when)) for state, when in thing["times"]),
-        payload=dict(thing["payload"]),
+        payload=dict(thing["payload"].items()),  # of pairs, too, dict() would make one, whose keys may be anything
         born=_seconds(thing["born"]),
         limits=Limits(**{n: FOREVER if (t := thing["limits"][n]) is None else _seconds(t) for n in Limits.__match_args__}),
         peers=tuple((str(name), str(kind)) for name, kind in thing["peers"]),
