@@ -82,6 +82,9 @@ FOR_THE_CLI = {
     "input",
 }
 ELSEWHERE = {
+    "store/filesystem.py": {
+        "os.environ": "whoever hands bundle:// to pandas has no command line of ours that could say where the store is",
+    },
     "process.py": {
         "os.environ": "a command is begun with the environment that we were given, and nobody above knows how Python changed it",
         "sys.stdout": "what is buffered is written before fork, or the child would write it a second time",

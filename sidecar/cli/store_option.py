@@ -1,33 +1,16 @@
-"""The option `--store`, the same in every command that reads or writes bundles, and where bundles are when nobody says."""
+"""The option `--store`, the same in every command that reads or writes bundles, whose default is sidecar.store.place."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from sidecar.errors import ConfigurationError
+from sidecar.store.place import store_url as store_url
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def store_url(environment: Mapping[str, str]) -> str:
-    """Return the URL of the store: SIDECAR_STORE, else `sidecar/store` in the user's data directory, as XDG finds that.
-
-    ConfigurationError where neither SIDECAR_STORE, XDG_DATA_HOME nor HOME is set.
-    """
-    if environment.get("SIDECAR_STORE"):
-        return environment["SIDECAR_STORE"]
-    data = environment.get("XDG_DATA_HOME", "")
-    # Relative paths in it are to be ignored, says the XDG base directory specification.
-    if not os.path.isabs(data):
-        home = environment.get("HOME", "")
-        if not os.path.isabs(home):
-            raise ConfigurationError("there is no HOME to keep a store in; name one with --store URL or SIDECAR_STORE")
-        data = os.path.join(home, ".local", "share")
-    return "file://" + os.path.join(data, "sidecar", "store")
 
 
 def store_option(function: Function) -> Function:

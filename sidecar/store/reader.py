@@ -56,7 +56,7 @@ class Tree:
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Index `entries`, ascending by the bytes of their paths, every parent directory among them."""
         self.children: dict[int, dict[bytes, int]] = {ROOT: {}}
-        self.parents = [0, ROOT]
+        self.parents = [0, 0]  # the top has none
         top = Entry("", DIRECTORY, 0o755, max((entry.mtime for entry in entries), default=0))
         self.entries = [top, top, *entries]
         folders = {"": ROOT}
