@@ -257,7 +257,7 @@ class _Application:
                 self.child.send(number)
             elif number in ENDING:
                 self._terminated()
-                if self.me.exit is None and not self.me.started and self.ending is None:
+                if self.me.exit is None and not self.me.started and self.me.state != FAILED:
                     self._fail(Problem(128 + number, APPLICATION, f"signal {number} came before the command was begun"))
                     self.ending = Ending(128 + number, self.me.error, self.me)
             elif self.me.exit is None:
