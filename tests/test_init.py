@@ -648,7 +648,7 @@ WRONG = {
     "a database that is a path": (["-c", ".", "-b", "postgres", "-d", "db /x", "--", "true"], "no name for a database"),
     "a database that is above": (["-c", ".", "-b", "postgres", "-d", "..", "--", "true"], "no name for a database"),
     "a database with an escape": (["-c", ".", "-b", "postgres", "-d", "a\x1b[2J", "--", "true"], "no name for a database"),
-    "a database that is a signal": (["-c", ".", "-b", "fuse", "-b", "postgres", "-d", "mountdone", "--", "true"], "other's place"),
+    "a database that is a signal": (["-c", ".", "-b", "fuse", "-b", "postgres", "-d", "mountdone", "--", "true"], "each other"),
     "no command": (["-c", ".", "-b", "fuse"], "CMD is missing"),
     "no command behind --": (["-c", ".", "-b", "fuse", "--"], "CMD is missing"),
     "an empty command": (["-c", ".", "-b", "fuse", "--", ""], "CMD is missing"),

@@ -123,7 +123,7 @@ def _line(p: Participant) -> str:
         why = f": {p.record.exit.reason}" if p.record.exit.reason else ""
         return f"{p.name}: the command ended with status {p.record.exit.status}{took}{why}"
     if p.standing == READY:
-        return f"{p.name}: ready{took}: {payload_line(p.record.payload)}"
+        return f"{p.name}: ready{took}: {payload_line(p.record.payload, 'sources')}"
     if p.standing == FAILED and p.record.error is not None and p.name != APPLICATION:  # it says so itself
         return f"{p.name}: failed{took}: {p.record.error.reason}"
     return f"{p.name}: {p.standing}{took}"

@@ -218,7 +218,8 @@ def main() -> NoReturn:
 def _say(line: str) -> None:
     if sys.stderr is not None:  # as where it was closed when we started
         try:
-            sys.stderr.write(f"{NAME}: {line}\n")
+            for part in line.split("\n"):  # a battery may have more than one fault to tell
+                sys.stderr.write(f"{NAME}: {part}\n")
             sys.stderr.flush()
         except OSError:
             pass

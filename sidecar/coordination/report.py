@@ -278,7 +278,7 @@ def _explanation(p: Participant, report: Report) -> str:
         what = f"the command ended with status {record.exit.status}"
         return "; ".join([what, *_waiting(p, report)])
     if record.state == DONE:
-        return "saved: " + payload_line(record.payload) if record.saved else "done; nothing was kept"
+        return "saved: " + payload_line(record.payload, "destinations") if record.saved else "done; nothing was kept"
     return far(p.progress) if p.progress else "; ".join(_waiting(p, report))
 
 
@@ -309,18 +309,16 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LINE else text[: _LINE - 2] + " …"
 
 
-def payload_line(payload: Mapping[str, Any] | None) -> str:
-    """Return the gist of what a battery told: which bundles and how much of them; of any other kind, its beginning."""
-    bundles = [
-        each
-        for key in ("sources", "destinations")
-        if isinstance(told := (payload or {}).get(key), Sequence)
-        for each in told
-        if isinstance(each, Mapping) and {"repo", "bundle", "files", "bytes"} <= each.keys()
-    ]
-    if not bundles:
+def payload_line(payload: Mapping[str, Any] | None, key: str) -> str:
+    """Return the gist of what a battery told: which bundles its `key` (sources, destinations) names and how much of them.
+
+    Of a battery of another kind, the beginning of what it told.
+    """
+    told = (payload or {}).get(key)
+    if not isinstance(told, Sequence):
         return encode(dict(payload))[:200] if payload else "nothing to tell"
-    return _cut("; ".join(_bundle_line(each) for each in bundles))
+    bundles = [each for each in told if isinstance(each, Mapping) and {"repo", "bundle", "files", "bytes"} <= each.keys()]
+    return _cut("; ".join(_bundle_line(each) for each in bundles)) or f"no {key}"
 
 
 def _bundle_line(bundle: Mapping[str, Any]) -> str:
