@@ -20,8 +20,9 @@ import pytest
 
 from sidecar.cli.bundle import bundle, label, repo
 from sidecar.cli.entry import run
-from sidecar.cli.main import cli
+from sidecar.cli.main import COMMANDS, cli
 from sidecar.cli.progress import Progress
+from sidecar.cli.store import store as store_group
 from sidecar.cli.store_option import store_url
 from sidecar.errors import ConfigurationError
 from sidecar.store import Store, open_store
@@ -82,9 +83,7 @@ def uploaded(sidecar: Command, tree: Path, *arguments: object) -> str:
 
 
 def test_upload_prints_how_to_name_the_bundle_and_nothing_else(sidecar: Command, tree: Path, store: Store) -> None:
-    ended = sidecar(
-        "bundle", "upload", tree, "--repo", "weather", "--label", "latest", "--message", "é", "--contributor", "me"
-    )
+    ended = sidecar("bundle", "upload", tree, "--repo", "weather", "--label", "latest", "--message", "é", "--contributor", "me")
     saved = store.resolve("weather", label="latest")
     assert ended == Ended(0, f"weather@{saved.id}\n", "1 file, 1 directory, 1 link, 5 B, 5 B of them new\n")
     assert (saved.message, saved.contributor, saved.label) == ("é", "me", "latest")
@@ -222,6 +221,102 @@ def test_a_label_cannot_point_into_another_repository(sidecar: Command, tree: Pa
     assert "weather" in ended.err
 
 
+def test_one_repository_and_one_label_are_shown(sidecar: Command, tree: Path) -> None:
+    id_ = uploaded(sidecar, tree, "--label", "best", "--contributor", "me")
+    shown = dict(line.rsplit(maxsplit=1) for line in sidecar("repo", "show", "weather").out.splitlines() if "  " in line)
+    assert (shown["bundles"], shown["latest"], shown["label best"]) == ("1", id_, id_)
+    told = json.loads(sidecar("repo", "show", "weather", "--json").out)
+    assert (told["name"], told["bundles"], told["latest"], told["labels"]) == ("weather", 1, id_, {"best": id_})
+    assert json.loads(sidecar("label", "show", "weather", "best", "--json").out)["bundle"] == id_
+    assert id_ in sidecar("label", "show", "weather", "best").out
+    assert sidecar("repo", "show", "whether").status == sidecar("label", "show", "weather", "worst").status == 66
+
+
+# --- parts and differences -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "populated"),
+    [
+        (("--files", "deep/er"), {"deep", "deep/er", "deep/er/b.csv", "deep/er/c"}),
+        (("--name-filter", r"\.csv$"), {"a.csv", "deep", "deep/er", "deep/er/b.csv"}),
+        (("--files", "/deep/", "--files", "a.csv", "--name-filter", "csv"), {"a.csv", "deep", "deep/er", "deep/er/b.csv"}),
+        (("--files", "nothing"), set()),
+    ],
+)
+def test_download_takes_only_the_files_that_are_asked_for(
+    options: tuple[str, ...], populated: set[str], sidecar: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "tree" / "deep" / "er").mkdir(parents=True)
+    for name in ("a.csv", "deep/er/b.csv", "deep/er/c", "deep/d"):
+        (tmp_path / "tree" / name).write_text(name)
+    uploaded(sidecar, tmp_path / "tree")
+    assert sidecar("bundle", "download", "weather", tmp_path / "in", *options).status == 0
+    assert set(read_tree(str(tmp_path / "in"))) == populated
+
+
+def test_download_leaves_out_what_is_damaged_where_errors_are_to_be_skipped(sidecar: Command, tree: Path, tmp_path: Path) -> None:
+    uploaded(sidecar, tree)
+    (object_,) = (tmp_path / "store" / "objects").glob("*/*")
+    object_.chmod(0o644)
+    object_.write_text("jello")
+    assert sidecar("bundle", "download", "weather", tmp_path / "in").status == 65
+    ended = sidecar("bundle", "download", "weather", tmp_path / "in", "--skip-errors")
+    assert ended.status == 0
+    assert ended.err.endswith("; 1 left out\n")
+    ended = sidecar("bundle", "download", "weather", tmp_path / "in", "--skip-errors", "--json")
+    assert json.loads(ended.out)["left_out"] == ["a"]
+
+
+def test_a_diff_is_a_line_for_each_path_that_differs(sidecar: Command, tree: Path) -> None:
+    first = uploaded(sidecar, tree)
+    (tree / "new").touch()
+    (tree / "a").write_text("other")
+    uploaded(sidecar, tree)
+    assert sidecar("bundle", "diff", f"weather@{first}", "weather").out == "changed  a\nadded    new\n"
+    told = json.loads(sidecar("bundle", "diff", f"weather@{first}", "weather", "--json").out)
+    assert [(each["what"], each["path"]) for each in told] == [("changed", "a"), ("added", "new")]
+    assert told[1]["before"] is None
+
+
+# --- store -----------------------------------------------------------------------------------------------------------
+
+
+def as_typed(arguments: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ended:
+    monkeypatch.setattr(sys, "argv", ["store", *map(str, arguments)])
+    return Ended(run(store_group, "sidecar"), *capsys.readouterr())
+
+
+def test_a_store_is_checked_and_pruned(
+    sidecar: Command, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded(sidecar, tree)
+    (tmp_path / "store/objects/ab").mkdir(exist_ok=True)
+    (tmp_path / "store/objects/ab" / ("ab" + "0" * 62)).write_bytes(b"garbage")
+    ended = as_typed(["check"], capsys, monkeypatch)
+    assert ended.status == 0
+    assert ended.out.splitlines() == [
+        "1 repository, 1 bundle, 2 objects, 12 B",
+        "no bundle refers to 1 object, 7 B; see sidecar store prune",
+    ]
+    assert as_typed(["prune", "--dry-run"], capsys, monkeypatch).out == "would remove 1 object, 7 B\n"
+    assert json.loads(as_typed(["prune", "--json"], capsys, monkeypatch).out) == {
+        "objects": 1,
+        "manifests": 0,
+        "bytes": 7,
+        "dry_run": False,
+    }
+    assert as_typed(["prune"], capsys, monkeypatch).out == "removed 0 B\n"
+    (object_,) = (tmp_path / "store" / "objects").glob("*/*")
+    object_.chmod(0o644)
+    object_.write_text("jello")
+    assert as_typed(["check"], capsys, monkeypatch).status == 0
+    ended = as_typed(["check", "--read-data", "--json"], capsys, monkeypatch)
+    assert ended.status == 65
+    assert "'a'" in ended.err
+    assert json.loads(ended.out)["faults"]
+
+
 # --- how it is typed -------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +349,10 @@ def commands(group: click.Group) -> list[tuple[str, click.Command]]:
     return [(f"{group.name} {name}", command) for name, command in group.commands.items()]
 
 
-@pytest.mark.parametrize(("name", "command"), [each for group in (bundle, repo, label) for each in commands(group)])
+GROUPS = [group for group in (bundle, repo, label, store_group) if group.name in COMMANDS]
+
+
+@pytest.mark.parametrize(("name", "command"), [each for group in GROUPS for each in commands(group)])
 def test_the_help_of_each_command_ends_in_an_example_that_is_of_its_form(
     name: str, command: click.Command, sidecar: Command
 ) -> None:

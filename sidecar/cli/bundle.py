@@ -7,8 +7,9 @@ printed for people was written by others, so it goes through `printable`; `--jso
 from __future__ import annotations
 
 import json
+import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import click
 
@@ -17,7 +18,14 @@ from sidecar.cli.progress import Progress
 from sidecar.cli.store_option import store_option
 from sidecar.errors import SidecarError
 from sidecar.figures import amount
-from sidecar.store import Bundle, Entry, Reference, Store, check_name, open_store, parse_reference
+from sidecar.store import Bundle, Entry, Reference, Store, check_name, encode_path, open_store, parse_reference
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise click.BadParameter(f"{text!r} is no regular expression: {error}") from None
 
 
 def _ref(text: str) -> Reference:
@@ -42,11 +50,11 @@ def _name(what: str, text: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for programs.")
 _contributor = click.option("--contributor", envvar="SIDECAR_CONTRIBUTOR", default="", help="Who signs it.", show_envvar=True)
 
 
-def _ending(statuses: str, example: str) -> str:
+def ending(statuses: str, example: str) -> str:
     """Return the last lines of a command's help."""
     return f"\b\nExit status: 0; {statuses}; 2 usage; 74 the store cannot be reached.\nExample:  {example}"
 
@@ -55,7 +63,7 @@ def _find(store: Store, reference: Reference) -> Bundle:
     return store.resolve(reference.repo, label=reference.label, bundle=reference.bundle)
 
 
-def _print_json(document: object) -> None:
+def print_json(document: object) -> None:
     click.echo(json.dumps(document))
 
 
@@ -80,7 +88,7 @@ def bundle() -> None:
 
 
 @bundle.command(
-    epilog=_ending(
+    epilog=ending(
         "73 something in it cannot be kept", "sidecar bundle upload out --repo experiments --label latest --message 'seed 7'"
     )
 )
@@ -91,7 +99,7 @@ def bundle() -> None:
 @_contributor
 @click.option("--skip-errors", is_flag=True, help="Leave out, and count, what cannot be kept: sockets, unreadable files.")
 @store_option
-@_json
+@json_option
 def upload(
     path: str, repo: str, label: str, message: str, contributor: str, skip_errors: bool, store: str, as_json: bool
 ) -> None:
@@ -101,7 +109,7 @@ def upload(
             path, repo, label=label, message=message, contributor=contributor, skip_errors=skip_errors, progress=progress
         )
     if as_json:
-        _print_json(saved.as_json())
+        print_json(saved.as_json())
         return
     click.echo(saved.reference)
     left_out = f"; {saved.skipped} left out" if saved.skipped else ""
@@ -109,13 +117,24 @@ def upload(
 
 
 @bundle.command(
-    epilog=_ending("66 no such bundle; 65 it is damaged; 74 DEST cannot be written", "sidecar bundle download weather@latest in")
+    epilog=ending("66 no such bundle; 65 it is damaged; 74 DEST cannot be written", "sidecar bundle download weather@latest in")
 )
 @click.argument("ref", type=_ref)
 @click.argument("dest", type=click.Path())
+@click.option("--files", "paths", metavar="PATH", multiple=True, help="Only this file, or what is in this directory; repeatable.")
+@click.option("--name-filter", type=_pattern, metavar="REGEX", help="Only paths in which this regular expression is found.")
+@click.option("--skip-errors", is_flag=True, help="Leave out, and count, files that are damaged in the store.")
 @store_option
-@_json
-def download(ref: Reference, dest: str, store: str, as_json: bool) -> None:
+@json_option
+def download(
+    ref: Reference,
+    dest: str,
+    paths: tuple[str, ...],
+    name_filter: re.Pattern[str] | None,
+    skip_errors: bool,
+    store: str,
+    as_json: bool,
+) -> None:
     """Have the bundle REF in directory DEST, every byte verified, and print its REPO@ID. Python: Store.populate.
 
     What is there already with the same size, time and mode is left alone, and so is what the bundle does not name.
@@ -123,25 +142,38 @@ def download(ref: Reference, dest: str, store: str, as_json: bool) -> None:
     opened = open_store(store)
     found = _find(opened, ref)
     with Progress() as progress:
-        opened.populate(found, dest, progress)
+        left_out = opened.populate(found, dest, progress, select=_select(paths, name_filter), skip_errors=skip_errors)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json() | {"left_out": [encode_path(path) for path in left_out]})
         return
     click.echo(found.reference)
-    click.echo(_held(found), err=True)
+    click.echo(_held(found) + (f"; {len(left_out)} left out" if left_out else ""), err=True)
 
 
-@bundle.command("list", epilog=_ending("66 there is no such repository", "sidecar bundle list weather"))
+def _select(paths: Sequence[str], pattern: re.Pattern[str] | None) -> Callable[[Entry], bool] | None:
+    """Return what says whether an entry is wanted; None where all are."""
+    wanted = tuple(path.strip("/") for path in paths)
+    if not wanted and pattern is None:
+        return None
+
+    def select(entry: Entry) -> bool:
+        named = not wanted or any(entry.path == path or entry.path.startswith(path + "/") for path in wanted)
+        return named and (pattern is None or pattern.search(entry.path) is not None)
+
+    return select
+
+
+@bundle.command("list", epilog=ending("66 there is no such repository", "sidecar bundle list weather"))
 @click.argument("repo", type=_repository)
 @store_option
-@_json
+@json_option
 def list_bundles(repo: str, store: str, as_json: bool) -> None:
     """List the bundles of REPO, oldest first, with the labels that point at them. Python: Store.bundles."""
     opened = open_store(store)
     bundles, labels = opened.bundles(repo), opened.labels(repo)
     pointing = {each.id: [label for label, id_ in labels.items() if id_ == each.id] for each in bundles}
     if as_json:
-        _print_json([each.as_json() | {"labels": pointing[each.id]} for each in bundles])
+        print_json([each.as_json() | {"labels": pointing[each.id]} for each in bundles])
         return
     _print_table(
         [
@@ -152,51 +184,70 @@ def list_bundles(repo: str, store: str, as_json: bool) -> None:
     )
 
 
-@bundle.command(epilog=_ending("66 there is no such bundle", "sidecar bundle show weather@latest --json"))
+@bundle.command(epilog=ending("66 there is no such bundle", "sidecar bundle show weather@latest --json"))
 @click.argument("ref", type=_ref)
 @store_option
-@_json
+@json_option
 def show(ref: Reference, store: str, as_json: bool) -> None:
     """Show what is known of the bundle REF. Python: Store.resolve."""
     found = _find(open_store(store), ref).as_json()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         _print_table([(key, str(value)) for key, value in found.items()])
 
 
-@bundle.command(epilog=_ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle files weather@latest"))
+@bundle.command(epilog=ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle files weather@latest"))
 @click.argument("ref", type=_ref)
 @store_option
-@_json
+@json_option
 def files(ref: Reference, store: str, as_json: bool) -> None:
     """List what the bundle REF holds: mode, size, time (UTC) and path. Python: Store.manifest."""
     opened = open_store(store)
     entries = opened.manifest(_find(opened, ref))
     if as_json:
-        _print_json([entry.as_json() for entry in entries])
+        print_json([entry.as_json() for entry in entries])
     else:
         _print_table([_line(entry) for entry in entries], right=(1,))
 
 
-@bundle.command(epilog=_ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle verify weather@latest"))
+@bundle.command(epilog=ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle verify weather@latest"))
 @click.argument("ref", type=_ref)
 @store_option
-def verify(ref: Reference, store: str) -> None:
+@json_option
+def verify(ref: Reference, store: str, as_json: bool) -> None:
     """Read every byte of the bundle REF and compare it with its hash. Python: Store.verify."""
     opened = open_store(store)
     found = _find(opened, ref)
     with Progress() as progress:
         opened.verify(found, progress)
+    if as_json:
+        print_json(found.as_json())
+        return
     click.echo(f"{found.reference} is whole: {_held(found)}")
 
 
+@bundle.command(epilog=ending("66 there is no such bundle; 65 one is damaged", "sidecar bundle diff weather@published weather"))
+@click.argument("before", type=_ref)
+@click.argument("after", type=_ref)
+@store_option
+@json_option
+def diff(before: Reference, after: Reference, store: str, as_json: bool) -> None:
+    """List how AFTER differs from BEFORE: added, removed, changed, or touched (mode or time alone). Python: Store.diff."""
+    opened = open_store(store)
+    changes = opened.diff(_find(opened, before), _find(opened, after))
+    if as_json:
+        print_json([change.as_json() for change in changes])
+    else:
+        _print_table([(change.what, change.path) for change in changes])
+
+
 def _held(of: Bundle) -> str:
-    counted = (_counted(of.files, "file"), _counted(of.directories, "directory"), _counted(of.links, "link"))
-    return ", ".join([*filter(None, counted), amount(of.bytes)])
+    held = (counted(of.files, "file"), counted(of.directories, "directory"), counted(of.links, "link"))
+    return ", ".join([*filter(None, held), amount(of.bytes)])
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
     """Return 1 file, 2 directories; "" for none."""
     many = what if count == 1 else what[:-1] + "ies" if what.endswith("y") else what + "s"
     return f"{count} {many}" if count else ""
@@ -219,26 +270,48 @@ def repo() -> None:
     """Make and list repositories: named lines of bundles."""
 
 
-@repo.command(epilog=_ending("78 there is one of this name", "sidecar repo create weather --description 'daily observations'"))
+@repo.command(epilog=ending("78 there is one of this name", "sidecar repo create weather --description 'daily observations'"))
 @click.argument("name", type=_repository)
 @click.option("--description", default="", help="What its bundles are.")
 @click.option("--exist-ok", is_flag=True, help="Do not mind one that exists; it keeps its description.")
 @store_option
-def create(name: str, description: str, exist_ok: bool, store: str) -> None:
+@json_option
+def create(name: str, description: str, exist_ok: bool, store: str, as_json: bool) -> None:
     """Create the repository NAME. Python: Store.create_repo."""
-    click.echo(open_store(store).create_repo(name, description, exist_ok=exist_ok).name)
+    created = open_store(store).create_repo(name, description, exist_ok=exist_ok)
+    if as_json:
+        print_json(created.as_json())
+    else:
+        click.echo(created.name)
 
 
-@repo.command("list", epilog=_ending("65 a record is damaged", "sidecar repo list --json"))
+@repo.command("list", epilog=ending("65 a record is damaged", "sidecar repo list --json"))
 @store_option
-@_json
+@json_option
 def list_repos(store: str, as_json: bool) -> None:
     """List the repositories. Python: Store.repos."""
     found = open_store(store).repos()
     if as_json:
-        _print_json([each.as_json() for each in found])
+        print_json([each.as_json() for each in found])
     else:
         _print_table([(each.name, each.time, each.description) for each in found])
+
+
+@repo.command("show", epilog=ending("66 there is no such repository", "sidecar repo show weather"))
+@click.argument("name", type=_repository)
+@store_option
+@json_option
+def show_repo(name: str, store: str, as_json: bool) -> None:
+    """Show a repository: what it is, how many bundles it holds, its labels. Python: Store.repo, bundles, labels."""
+    opened = open_store(store)
+    found, bundles, labels = opened.repo(name), opened.bundles(name), opened.labels(name)
+    latest = bundles[-1].id if bundles else ""
+    if as_json:
+        print_json(found.as_json() | {"bundles": len(bundles), "latest": latest, "labels": labels})
+        return
+    rows = [(key, str(value)) for key, value in found.as_json().items()]
+    pointing = [(f"label {label}", id_) for label, id_ in sorted(labels.items())]
+    _print_table([*rows, ("bundles", str(len(bundles))), ("latest", latest), *pointing])
 
 
 # --- label ---------------------------------------------------------------------------------------------------------
@@ -249,13 +322,13 @@ def label() -> None:
     """Move and list labels: names in a repository that point at one of its bundles."""
 
 
-@label.command("set", epilog=_ending("66 there is no such bundle", "sidecar label set weather published weather@latest"))
+@label.command("set", epilog=ending("66 there is no such bundle", "sidecar label set weather published weather@latest"))
 @click.argument("repo", type=_repository)
 @click.argument("label", type=_label)
 @click.argument("ref", type=_ref)
 @_contributor
 @store_option
-@_json
+@json_option
 def set_label(repo: str, label: str, ref: Reference, contributor: str, store: str, as_json: bool) -> None:
     """Point LABEL of REPO at the bundle REF, which is of the same repository. Python: Store.set_label."""
     if ref.repo != repo:
@@ -263,33 +336,47 @@ def set_label(repo: str, label: str, ref: Reference, contributor: str, store: st
     opened = open_store(store)
     move = opened.set_label(repo, label, _find(opened, ref).id, contributor=contributor)
     if as_json:
-        _print_json(move.as_json())
+        print_json(move.as_json())
     else:
         click.echo(f"{repo}@{label} is {move.bundle}")
 
 
-@label.command("list", epilog=_ending("66 there is no such repository", "sidecar label list weather"))
+@label.command("list", epilog=ending("66 there is no such repository", "sidecar label list weather"))
 @click.argument("repo", type=_repository)
 @store_option
-@_json
+@json_option
 def list_labels(repo: str, store: str, as_json: bool) -> None:
     """List the labels of REPO, and the bundles they point at. Python: Store.labels."""
     found = open_store(store).labels(repo)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         _print_table(sorted(found.items()))
 
 
-@label.command(epilog=_ending("66 there is no such label", "sidecar label history weather latest"))
+@label.command("show", epilog=ending("66 there is no such label", "sidecar label show weather latest"))
 @click.argument("repo", type=_repository)
 @click.argument("label", type=_label)
 @store_option
-@_json
+@json_option
+def show_label(repo: str, label: str, store: str, as_json: bool) -> None:
+    """Show where LABEL points, since when, and who moved it there. Python: Store.label_history."""
+    move = open_store(store).label_history(repo, label)[-1]
+    if as_json:
+        print_json(move.as_json())
+    else:
+        _print_table([(key, str(value)) for key, value in move.as_json().items()])
+
+
+@label.command(epilog=ending("66 there is no such label", "sidecar label history weather latest"))
+@click.argument("repo", type=_repository)
+@click.argument("label", type=_label)
+@store_option
+@json_option
 def history(repo: str, label: str, store: str, as_json: bool) -> None:
     """List every move of LABEL, oldest first: when, where to, by whom. Python: Store.label_history."""
     moves = open_store(store).label_history(repo, label)
     if as_json:
-        _print_json([move.as_json() for move in moves])
+        print_json([move.as_json() for move in moves])
     else:
         _print_table([(str(move.number), move.time, move.bundle, move.contributor) for move in moves], right=(0,))

@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 from blake3 import blake3
 
 from sidecar.errors import ConfigurationError, Corrupt, SourceMissing
-from sidecar.store import download
+from sidecar.store import download, upkeep
 from sidecar.store import format as form
 from sidecar.store.compress import decompress, pack_whole
-from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Entry, Malformed, Move, Piece, Repo, Segment, Table
+from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Change, Entry, Malformed, Move, Piece, Repo, Segment, Table
 from sidecar.store.objects import Objects, open_objects
 from sidecar.store.remote import Patience
 from sidecar.store.table import Pieces
+from sidecar.store.upkeep import Announcement, Checked, Pruned
 from sidecar.store.upload import ChunkSize, Known, Uploaded, upload
 from sidecar.store.work import Cancelled, Meter, Progress
 
@@ -69,6 +70,11 @@ class Store:
             raise ConfigurationError(f"{self.url}: there is a repository {name!r} already")
         return self._repo(name)
 
+    def repo(self, name: str) -> Repo:
+        """Return what is known of a repository. SourceMissing, listing those there are, where there is no such repository."""
+        self._need_repo(name)
+        return self._repo(name)
+
     def repos(self) -> list[Repo]:
         """Return the repositories, by name."""
         return [self._repo(name) for name in self._repos()] if self._is_store() else []
@@ -110,31 +116,34 @@ class Store:
         contributor = form.check_text("contributor", contributor)
         self._new_repo(repo)
         self._objects.sweep()
-        parents = self._parents(repo, label)
-        parent = parents[0] if parents else None
-        meter = Meter(f"saving to {repo}", progress, cancelled)
-        uploaded = upload(
-            self._objects,
-            os.fspath(path),
-            self._known(parent),
-            meter,
-            chunk_size=chunk_size,
-            skip_errors=skip_errors,
-            shared=shared,
-        )
-        data = form.encode_manifest(uploaded.entries)
-        said = (blake3(data).hexdigest(), message, contributor)
-        bundle = next((each for each in parents if reuse and (each.manifest, each.message, each.contributor) == said), None)
-        self._put_manifest(said[0], data)
-        if bundle is None:
-            bundle = _describe(uploaded, data, parent, repo=repo, label=label, message=message, contributor=contributor)
-        else:
-            # Whoever committed it may have died before that was durable; asking for the size has the next flush see to it.
-            self._objects.size(form.bundle_name(repo, bundle.id))
-        self._objects.flush()
-        meter.check()
-        if bundle not in parents:
-            self._commit(bundle)
+        with Announcement(self._objects, "upload", repo) as announcement:
+            meter = Meter(f"saving to {repo}", progress, cancelled, announcement.renew)
+            announcement.wait_for_prunes(meter.check)
+            parents = self._parents(repo, label)
+            parent = parents[0] if parents else None
+            uploaded = upload(
+                self._objects,
+                os.fspath(path),
+                self._known(parent),
+                meter,
+                chunk_size=chunk_size,
+                skip_errors=skip_errors,
+                shared=shared,
+            )
+            data = form.encode_manifest(uploaded.entries)
+            said = (blake3(data).hexdigest(), message, contributor)
+            bundle = next((each for each in parents if reuse and (each.manifest, each.message, each.contributor) == said), None)
+            self._put_manifest(said[0], data)
+            if bundle is None:
+                bundle = _describe(uploaded, data, parent, repo=repo, label=label, message=message, contributor=contributor)
+            else:
+                # Whoever committed it may have died before that was durable; asking for the size has the next flush see to it.
+                self._objects.size(form.bundle_name(repo, bundle.id))
+            self._objects.flush()
+            meter.check()
+            announcement.check_held()
+            if bundle not in parents:
+                self._commit(bundle)
         if label:
             self._point(repo, label, bundle.id, contributor)
         return bundle
@@ -196,10 +205,15 @@ class Store:
         path: str | os.PathLike[str],
         progress: Progress | None = None,
         *,
+        select: Callable[[Entry], bool] | None = None,
+        skip_errors: bool = False,
         shared: bool = False,
         cancelled: Cancelled | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Have the bundle's tree in directory `path`, which is made where it is missing. Every byte is verified.
+
+        With `select`, of the entries only those for which it is true, and the directories that lead to them. With
+        `skip_errors` files that are damaged in the store are left out, and logged; their paths are returned.
 
         Files appear whole or not at all. What is there with the same type, size, mtime and mode is left alone, and so is what
         the bundle does not name. Corrupt names file and object. Unreachable where `path` cannot be written, or holds something
@@ -208,8 +222,16 @@ class Store:
         """
         meter = Meter(f"populating from {bundle.repo}", progress, cancelled)
         entries = self.manifest(bundle)
-        reader = self.reader(bundle)
-        download.populate(reader, entries, os.fspath(path), meter, self._objects.parallel, shared=shared)
+        if select is not None:
+            entries = _selected(entries, select)
+        how = download.How(self._objects.parallel, shared, skip_errors)
+        return download.populate(self.reader(bundle), entries, os.fspath(path), meter, how)
+
+    def diff(self, before: Bundle, after: Bundle) -> list[Change]:
+        """Return how the tree of one bundle differs from another's, by path. Nothing but the manifests is read."""
+        old, new = ({entry.path: entry for entry in self.manifest(each)} for each in (before, after))
+        changes = [Change(path, old.get(path), new.get(path)) for path in sorted({*old, *new}, key=os.fsencode)]
+        return [each for each in changes if each.before != each.after and (each.what != "touched" or _touched(each))]
 
     def verify(self, bundle: Bundle, progress: Progress | None = None, *, cancelled: Cancelled | None = None) -> int:
         """Read everything a bundle refers to, and return its size in bytes. Corrupt, a line for each object, where it differs."""
@@ -218,6 +240,23 @@ class Store:
         reader = self.reader(bundle)
         download.verify(reader, entries, meter, self._objects.parallel)
         return bundle.bytes
+
+    # --- upkeep ----------------------------------------------------------------------------------------------------
+
+    def check(self, progress: Progress | None = None, *, read_data: bool = False, cancelled: Cancelled | None = None) -> Checked:
+        """Look at every record and manifest, and whether all that they refer to is there; with `read_data` hash every object.
+
+        Nothing is raised for what is damaged: it is in `faults`, a line each that names repository, bundle, file and object.
+        """
+        return upkeep.check(self, self._objects, Meter("checking", progress, cancelled), read_data=read_data)
+
+    def prune(self, progress: Progress | None = None, *, dry_run: bool = False, cancelled: Cancelled | None = None) -> Pruned:
+        """Remove what no bundle refers to, such as what killed uploads left; with `dry_run` only count it.
+
+        DeadlinePassed, naming the first, while uploads are under way: they may be about to refer to it. Uploads that begin
+        meanwhile wait. Corrupt, and nothing is removed, where a bundle cannot be read.
+        """
+        return upkeep.prune(self, self._objects, Meter("pruning", progress, cancelled), dry_run=dry_run)
 
     # --- labels ----------------------------------------------------------------------------------------------------
 
@@ -404,6 +443,12 @@ class Store:
         return f"{self.url}: repository {bundle.repo!r}, bundle {bundle.id}"
 
 
+def _selected(entries: tuple[Entry, ...], select: Callable[[Entry], bool]) -> tuple[Entry, ...]:
+    chosen = {entry.path for entry in entries if select(entry)}
+    leading = {path[:at] for path in chosen for at, char in enumerate(path) if char == "/"}
+    return tuple(entry for entry in entries if entry.path in chosen or entry.path in leading)
+
+
 def _table(reader: download.Reader, path: str, segments: tuple[Segment, ...]) -> Table:
     return Pieces(segments, partial(reader.table, path))
 
@@ -439,6 +484,11 @@ def _describe(
         stored=uploaded.stored,
         skipped=uploaded.skipped,
     )
+
+
+def _touched(change: Change) -> bool:
+    one, other = change.before, change.after
+    return one is not None and other is not None and (one.mode, one.mtime) != (other.mode, other.mtime)
 
 
 def _missing(message: str, what: str, exist: Iterable[str]) -> SourceMissing:

@@ -8,6 +8,7 @@ two who populate it at once take turns; the second finds everything there and le
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import accumulate
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from blake3 import blake3
 
@@ -29,6 +30,7 @@ from sidecar.store.table import Chunks
 from sidecar.store.tree import FOLDER, Directories, kind, split
 from sidecar.store.work import Buffers, Meter, Window
 
+_logger = logging.getLogger(__name__)
 _RESTORED = 0o1777  # a bundle must not be able to bring a set-user-id program into a pod
 _RUN = 4 << 20  # chunks that lie together in a pack are read with one request of up to this many bytes
 _GAP = 64 << 10  # reading over a small gap is cheaper than asking again
@@ -229,17 +231,27 @@ def _is_zeros(piece: Piece) -> bool:
     return 0 < piece.stored < piece.length >> 6 and piece.hash == _hash_of_zeros(piece.length)
 
 
-def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, parallel: int, *, shared: bool = False) -> None:
-    """Have `entries` below directory `path`, which is made where it is missing.
+class How(NamedTuple):
+    """How a directory is populated: so many chunks at once; `shared`: see tree.open_shared."""
 
-    What is there with the same type, size, mtime and mode is left alone. Corrupt where a chunk is not what it was, Unreachable
-    where the directory cannot be written or something of another type stands in the way. `shared`: see tree.open_shared.
+    parallel: int
+    shared: bool = False
+    skip_errors: bool = False
+
+
+def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, how: How) -> tuple[str, ...]:
+    """Have `entries` below directory `path`, which is made where it is missing; return the paths of files that were left out.
+
+    What is there with the same type, size, mtime and mode is left alone. Corrupt where a chunk is not what it was, unless such
+    files are to be left out; Unreachable where the directory cannot be written or something of another type stands in the way.
     """
     with _writing(path, ""):
-        tree = Directories(path, shared=shared, make=True)
+        tree = Directories(path, shared=how.shared, make=True)
     try:
-        with _turn(tree.top, meter.check), Window[Fetched](parallel) as window:
-            _Populate(reader, tree, path, meter, window).run(entries)
+        with _turn(tree.top, meter.check), Window[Fetched](how.parallel) as window:
+            populating = _Populate(reader, tree, path, meter, window, how.skip_errors)
+            populating.run(entries)
+            return tuple(populating.left_out)
     finally:
         tree.close()
 
@@ -272,16 +284,21 @@ class _Writing:
 
     def __init__(self, entry: Entry, name: str, fd: int) -> None:
         self.entry, self.name, self.fd = entry, name, fd
+        self.error: Corrupt | None = None
         self.missing = 1  # what is under way, and one until all of it is
 
 
-Fetched = int | memoryview
-"""What a thread has done: so many bytes written, or these read."""
+Fetched = int | memoryview | Corrupt
+"""What a thread has done: so many bytes written, or these read; or why it could not, where such files are left out."""
 
 
 class _Populate:
-    def __init__(self, reader: Reader, tree: Directories, top: str, meter: Meter, window: Window[Fetched]) -> None:
+    def __init__(
+        self, reader: Reader, tree: Directories, top: str, meter: Meter, window: Window[Fetched], skip_errors: bool
+    ) -> None:
         self._reader, self._tree, self._top, self._meter, self._window = reader, tree, top, meter, window
+        self._skip_errors = skip_errors
+        self.left_out: list[str] = []
         self._temporary = -1
         self._open: set[int] = set()
 
@@ -380,20 +397,53 @@ class _Populate:
         """Have small files that lie together read in a thread, and written in this one: several would wait for each other."""
         pieces = [(entry.path, entry.pieces[0]) for entry in group]
 
-        def fetch() -> memoryview:
+        def fetch() -> Fetched:
             self._meter.check()
             view = memoryview(bytearray(_end(pieces) - pieces[0][1].offset))
-            return view[: self._reader.fetch(pieces, view)]
+            try:
+                return view[: self._reader.fetch(pieces, view)]
+            except Corrupt as error:
+                return self._excused(error)
 
         def took(view: Fetched) -> None:
+            if isinstance(view, Corrupt):
+                self._write_each(group)
+                return
             assert isinstance(view, memoryview)
-            for entry, plain in zip(group, self._reader.split(pieces, view), strict=True):
-                writing = self._create(entry)
-                self._write(writing, 0, plain)
-                self._end(writing)
-                self._meter.add(entry.size)
+            done = 0
+            try:
+                for entry, plain in zip(group, self._reader.split(pieces, view), strict=True):
+                    self._write_whole(entry, plain)
+                    done += 1
+            except Corrupt as error:
+                self._excused(error)
+                self._write_each(group[done:])
 
         self._window.give(fetch, took)
+
+    def _write_each(self, group: list[Entry]) -> None:
+        """Write what can be had of files that lie together."""
+        for entry in group:
+            try:
+                self._write_whole(entry, self._reader.chunk(entry.path, entry.pieces[0]))
+            except Corrupt as error:
+                self._leave_out(entry, error)
+
+    def _write_whole(self, entry: Entry, plain: memoryview) -> None:
+        writing = self._create(entry)
+        self._write(writing, 0, plain)
+        self._end(writing)
+        self._meter.add(entry.size)
+
+    def _excused(self, error: Corrupt) -> Corrupt:
+        """Return an error where files may be left out; else raise it."""
+        if not self._skip_errors:
+            raise error
+        return error
+
+    def _leave_out(self, entry: Entry, error: Corrupt) -> None:
+        _logger.warning("%s; it is left out", error)
+        self.left_out.append(entry.path)
 
     def _write_in_threads(self, entry: Entry) -> None:
         writing = self._create(entry)
@@ -401,20 +451,34 @@ class _Populate:
             with _writing(self._top, entry.path):
                 os.truncate(writing.fd, entry.size)
 
-        def fetch(batch: Batch, offset: int) -> int:
+        def fetch(batch: Batch, offset: int) -> Fetched:
             self._meter.check()
             starts = list(accumulate((piece.length for _, piece in batch), initial=offset))
-            for number, view in self._reader.many(batch):
-                self._write(writing, starts[number], view)
+            try:
+                for number, view in self._reader.many(batch):
+                    self._write(writing, starts[number], view)
+            except Corrupt as error:
+                return self._excused(error)
             return starts[-1] - offset
 
-        def took(length: Fetched) -> None:
-            assert isinstance(length, int)
-            self._meter.add(length)
+        def took(done: Fetched) -> None:
+            if isinstance(done, Corrupt):
+                writing.error = done
+            elif isinstance(done, int):
+                self._meter.add(done)
             writing.missing -= 1
             if not writing.missing:
                 self._end(writing)
 
+        try:
+            self._give_batches(entry, writing, fetch, took)
+        except Corrupt as error:  # of its table
+            writing.error = self._excused(error)
+        took(0)
+
+    def _give_batches(
+        self, entry: Entry, writing: _Writing, fetch: Callable[[Batch, int], Fetched], took: Callable[[Fetched], None]
+    ) -> None:
         offset = 0
         for batch in _batches((entry.path, piece) for piece in entry.pieces):
             size = sum(piece.length for _, piece in batch)
@@ -424,7 +488,6 @@ class _Populate:
                 writing.missing += 1
                 self._window.give(partial(fetch, batch, offset), took)
             offset += size
-        took(0)
 
     def _create(self, entry: Entry) -> _Writing:
         name = secrets.token_hex(8)
@@ -442,6 +505,11 @@ class _Populate:
 
     def _end(self, writing: _Writing) -> None:
         entry = writing.entry
+        if writing.error is not None:
+            self._open.discard(writing.fd)
+            os.close(writing.fd)
+            self._leave_out(entry, writing.error)
+            return  # what is there of it goes with the temporary directory
         with _writing(self._top, entry.path):
             os.fchmod(writing.fd, entry.mode & _RESTORED)
             os.utime(writing.fd, ns=(entry.mtime, entry.mtime))

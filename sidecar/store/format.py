@@ -146,6 +146,50 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Announced:
+    """What an announcement says: an "upload" or a "prune" is under way; it `expires` at so many milliseconds since 1970."""
+
+    id: str
+    kind: str
+    repo: str
+    who: str
+    time: str
+    expires: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """How an entry differs between two bundles; `before` or `after` is None where there is none."""
+
+    path: str
+    before: Entry | None
+    after: Entry | None
+
+    @property
+    def what(self) -> str:
+        """One of added, removed, changed (its content, target or type), touched (its mode or time)."""
+        if self.before is None:
+            return "added"
+        if self.after is None:
+            return "removed"
+        one, other = self.before, self.after
+        same = (one.type, one.size, one.target) == (other.type, other.size, other.target)
+        return "touched" if same and _same_content(one.pieces, other.pieces) else "changed"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a dictionary that json.dumps takes; before and after are as in a manifest, None where there is none."""
+        before, after = (each and each.as_json() for each in (self.before, self.after))
+        return {"path": encode_path(self.path), "what": self.what, "before": before, "after": after}
+
+
+def _same_content(one: Sequence[Piece], other: Sequence[Piece]) -> bool:
+    """Say whether two lists of chunks are of the same bytes; those that were cut otherwise count as others."""
+    if isinstance(one, Table) and isinstance(other, Table) and one.segments == other.segments:
+        return True
+    return len(one) == len(other) and all(mine.hash == theirs.hash for mine, theirs in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True)
 class Repo:
     """What a repository's record says."""
 
@@ -236,6 +280,11 @@ def manifest_name(hash_: str) -> str:
 def bundle_name(repo: str, bundle: str) -> str:
     """Return where a bundle's record lies in the store."""
     return f"repos/{repo}/bundles/{bundle}"
+
+
+def announcement_name(id_: str) -> str:
+    """Return where it is said that an upload or a prune is under way."""
+    return f"uploads/{id_}"
 
 
 def move_name(repo: str, label: str, number: int) -> str:
@@ -351,6 +400,15 @@ def decode_move(data: bytes, repo: str, label: str, number: int) -> Move:
     found = Move(**_same(_fields(data, kinds), repo=repo, label=label, number=number))
     if not is_id(found.bundle):
         raise Malformed(f"{found.bundle!r} is not a bundle id")
+    return found
+
+
+def decode_announcement(data: bytes, id_: str) -> Announced:
+    """Return what the record of an announcement says; Malformed where it is another's or damaged."""
+    kinds = {"id": str, "kind": str, "repo": str, "who": str, "time": str, "expires": int}
+    found = Announced(**_same(_fields(data, kinds), id=id_))
+    if found.expires > LATEST:
+        raise Malformed("it expires when no one is left to care")
     return found
 
 

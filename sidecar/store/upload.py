@@ -335,7 +335,7 @@ class _Upload:
                 reading.error = error
                 break
             hash_ = blake3(view).hexdigest()
-            piece = self._placed.get(hash_)
+            piece = self._placed.get(hash_) or self._in_parent(reading, offset // reading.cut, hash_)
             if piece is None:
                 frame = compress(view)
                 if frame is not None:

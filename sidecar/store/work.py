@@ -33,8 +33,11 @@ class Meter:
     `add` is for one thread, `check` for any.
     """
 
-    def __init__(self, what: str, progress: Progress | None, cancelled: Cancelled | None) -> None:
-        """Nothing is said before `total` is set."""
+    def __init__(
+        self, what: str, progress: Progress | None, cancelled: Cancelled | None, often: Callable[[], None] | None = None
+    ) -> None:
+        """Nothing is said before `total` is set. `often` is called whenever it is checked, from any thread."""
+        self._often = often
         self._what = what
         self._progress = progress
         self._cancelled = cancelled
@@ -44,6 +47,8 @@ class Meter:
 
     def check(self) -> None:
         """Raise Stopped where `cancelled` says so."""
+        if self._often is not None:
+            self._often()
         if self._cancelled is not None and self._cancelled():
             raise Stopped(f"{self._what}: told to stop")
 
