@@ -335,7 +335,7 @@ def test_two_processes_share_one_cache(tmp_path: Path) -> None:
 
 def settle(reader: Reader) -> None:
     """Return when what was read is in the cache."""
-    reader._threads.shutdown(wait=True)
+    reader._threads.finish()
 
 
 def cached(tmp_path: Path) -> list[Path]:

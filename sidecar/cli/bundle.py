@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import click
 
 from sidecar.cli.entry import printable
+from sidecar.cli.mount import mount
 from sidecar.cli.progress import Progress
 from sidecar.cli.store_option import store_option
 from sidecar.errors import SidecarError
@@ -380,3 +381,6 @@ def history(repo: str, label: str, store: str, as_json: bool) -> None:
         print_json([move.as_json() for move in moves])
     else:
         _print_table([(str(move.number), move.time, move.bundle, move.contributor) for move in moves], right=(0,))
+
+
+bundle.add_command(mount)

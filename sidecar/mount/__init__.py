@@ -3,6 +3,6 @@
 protocol.py is what the kernel and a server say to each other (pure), server.py answers, mount.py mounts and unmounts.
 """
 
-from sidecar.mount.mount import CannotMount, Mount, is_mounted
+from sidecar.mount.mount import CannotMount, Mount, is_mounted, is_private, may_allow_other, take_away
 
-__all__ = ["CannotMount", "Mount", "is_mounted"]
+__all__ = ["CannotMount", "Mount", "is_mounted", "is_private", "may_allow_other", "take_away"]

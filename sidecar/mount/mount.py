@@ -26,8 +26,10 @@ import socket
 import subprocess
 import threading
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
+from typing import NamedTuple
 
 from sidecar.errors import Unreachable
 from sidecar.mount import protocol
@@ -125,7 +127,7 @@ class Mount:
         try:
             with suppress(FileExistsError):
                 os.mkdir(self._name, dir_fd=fd)
-            self._clear(fd)
+            _clear(fd, self._name, self.path)
         except OSError as error:
             os.close(fd)
             raise CannotMount(f"{self.path}: {error.strerror}") from error
@@ -133,18 +135,6 @@ class Mount:
             os.close(fd)
             raise
         return fd
-
-    def _clear(self, parent: int) -> None:
-        """Take away what killed servers left on the mount point. OSError, CannotMount where the directory is not empty then."""
-        while True:
-            try:
-                names = _names(self._name, parent)
-                break
-            except OSError as error:
-                if error.errno not in _STALE or not _take_away(self.path, parent, self._name):
-                    raise
-        if names:
-            raise CannotMount(f"{self.path} is not empty: what is in it would be hidden")
 
     def _mount(self, allow_other: bool) -> None:
         point = os.open(self._name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._parent)
@@ -188,11 +178,60 @@ def _is_worth_passing(reader: Reader) -> bool:
     return reader.has_cache and os.geteuid() == 0 and sum(sizes) > _WORTH_PASSING * len(sizes)
 
 
+def may_allow_other() -> bool:
+    """Say whether this user may mount with `allow_other`: root, and where /etc/fuse.conf says so, others."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        with open("/etc/fuse.conf", encoding="utf-8", errors="replace") as file:
+            return any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False
+
+
+def take_away(path: str) -> None:
+    """Unmount what killed servers of ours left at `path`; nothing else, and no failure where that cannot be."""
+    parent, name = os.path.split(os.path.abspath(path))
+    with suppress(OSError, CannotMount):
+        fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _clear(fd, name, path)
+        finally:
+            os.close(fd)
+
+
+def is_private(path: str) -> bool:
+    """Say whether what is mounted at `path` stays unknown to other mount namespaces that see the directory: other containers.
+
+    It lies on a volume, then, that is not shared: in Kubernetes, `mountPropagation: Bidirectional` is missing. What lies on the
+    file system of `/` is no other container's either way.
+    """
+    path = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    holding = [each for each in _mount_points() if _is_below(os.fsencode(path), each.point)]
+    found = max(reversed(holding), key=lambda each: len(each.point))  # of several on one point, the last is on top
+    return found.point != b"/" and not found.shared
+
+
 def _check_names(reader: Reader) -> None:
     for children in reader.tree.children.values():
         for name in children:
             if len(name) > _LONGEST_NAME:
                 raise CannotMount(f"a name in the bundle is longer than {_LONGEST_NAME} bytes: {name[:40]!r}…")
+
+
+def _clear(parent: int, name: str, path: str) -> None:
+    """Take away what killed servers left on the mount point. OSError, CannotMount where the directory is not empty then."""
+    while True:
+        try:
+            names = _names(name, parent)
+            break
+        except OSError as error:
+            if error.errno not in _STALE or not _take_away(path, parent, name):
+                raise
+    if names:
+        raise CannotMount(f"{path} is not empty: what is in it would be hidden")
+    if is_mounted(os.path.join(os.readlink(f"/proc/self/fd/{parent}"), name)):
+        raise CannotMount(f"{path}: a bundle is mounted there already")
 
 
 def _names(name: str, parent: int) -> list[str]:
@@ -279,12 +318,28 @@ def _take_away(path: str, parent: int, name: str) -> bool:
 
 def is_mounted(path: str) -> bool:
     """Say whether a bundle is mounted, or was and its server is gone, exactly at `path`, which holds no links."""
+    return any(each.type == TYPE.encode() and each.point == os.fsencode(path) for each in _mount_points())
+
+
+class _Point(NamedTuple):
+    """A line of /proc/self/mountinfo: see proc(5)."""
+
+    point: bytes
+    type: bytes
+    shared: bool
+
+
+def _mount_points() -> Iterator[_Point]:
+    """Yield what is mounted in our namespace; what lies on top comes later."""
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             fields, _, rest = line.partition(b" - ")
-            if rest.split()[0] == TYPE.encode() and _unescape(fields.split()[4]) == os.fsencode(path):
-                return True
-    return False
+            _, _, _, _, point, _, *optional = fields.split()
+            yield _Point(_unescape(point), rest.split()[0], any(each.startswith(b"shared:") for each in optional))
+
+
+def _is_below(path: bytes, top: bytes) -> bool:
+    return top == b"/" or path == top or path.startswith(top + b"/")
 
 
 def _unescape(field: bytes) -> bytes:

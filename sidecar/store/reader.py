@@ -21,9 +21,9 @@ from __future__ import annotations
 import sys
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
@@ -117,6 +117,57 @@ class Buffers:
                 del old[:-_SET_ASIDE]
 
 
+class _Threads:
+    """Runs calls, at most some at once. Unlike those of concurrent.futures, its threads do not keep a program from ending."""
+
+    def __init__(self, limit: int) -> None:
+        """Begin no thread before there is something to do."""
+        self._limit, self._free, self._over = limit, 0, False
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, call: Callable[[], None]) -> bool:
+        """Have `call` run; False where it never will be."""
+        with self._changed:
+            if self._over:
+                return False
+            self._calls.append(call)
+            if self._free < len(self._calls) and len(self._threads) < self._limit:
+                self._threads.append(threading.Thread(target=self._run, daemon=True))
+                self._threads[-1].start()
+            self._changed.notify()
+            return True
+
+    def end(self) -> list[Callable[[], None]]:
+        """Begin nothing more; return the calls that were submitted and are not begun."""
+        with self._changed:
+            self._over = True
+            dropped = [*self._calls]
+            self._calls.clear()
+            self._changed.notify_all()
+        return dropped
+
+    def finish(self) -> None:
+        """Return when all that was submitted is done; nothing more is."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._free += 1
+                self._changed.wait_for(lambda: self._calls or self._over)
+                self._free -= 1
+                if not self._calls:
+                    return
+                call = self._calls.popleft()
+            call()
+
+
 class _Block(NamedTuple):
     """Chunks that are fetched and verified together, each with the file it is of. It lies at `at` in the cache's file `home`."""
 
@@ -189,7 +240,7 @@ class Reader:
         self._touched: OrderedDict[int, None] = OrderedDict()
         self._latest = -1
         self._seen: dict[str, dict[int, int]] = {}  # what of large files the cache was seen to have: where, how much
-        self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="bundle")
+        self._threads = _Threads(self._parallel)
         self._small = self._lay_out_small()
         self._files: dict[int, _File] = {}
         self._lay_out_files()
@@ -206,9 +257,11 @@ class Reader:
         self.closed = True
         with self._lock:
             waiting = list(self._coming.values())
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        dropped = self._threads.end()
         for future in waiting:
             _answer(future, None, Unreachable("the bundle was closed"))
+        for call in dropped:
+            call()  # they see that we are closed, and tell whoever waits
 
     def read(self, node: int, offset: int, length: int) -> bytes:
         """Return `length` bytes of a file from `offset` on, fewer only at its end."""
@@ -254,9 +307,7 @@ class Reader:
         if wants is not None:
             _gather(self, wants, done)
             return
-        try:
-            self._threads.submit(self._lay_out_and_fetch, node, offset, end, done)
-        except RuntimeError:
+        if not self._threads.submit(partial(self._lay_out_and_fetch, node, offset, end, done)):
             done(None, Unreachable("the bundle was closed"))
 
     def whole(self, node: int) -> int | None:
@@ -375,6 +426,7 @@ class Reader:
 
     def _lay_out_and_fetch(self, node: int, offset: int, end: int, done: Done) -> None:
         try:
+            self._check()
             wants = self._wants(self._files[node], offset, end, lambda _, index: self._lay_out(node, index))
         except BaseException as error:
             done(None, error)
@@ -435,9 +487,7 @@ class Reader:
         future: Future[memoryview] = Future()
         self._coming[number] = future
         self._ahead += ahead
-        try:
-            self._threads.submit(self._bring, number, block, future, ahead)
-        except RuntimeError:
+        if not self._threads.submit(partial(self._bring, number, block, future, ahead)):
             del self._coming[number]
             self._ahead -= ahead
             future.set_exception(Unreachable("the bundle was closed"))
@@ -445,6 +495,7 @@ class Reader:
 
     def _bring(self, number: int, block: _Block, future: Future[memoryview], ahead: bool) -> None:
         try:
+            self._check()
             data = self._load_cached(block)
             fresh = data is None
             if data is None:
@@ -458,6 +509,10 @@ class Reader:
         # Whoever waited is served by now: the cache's disk slows down nobody but this thread.
         if self._cache is not None:
             self._keep(self._cache, block, data, fresh=fresh)
+
+    def _check(self) -> None:
+        if self.closed:
+            raise Unreachable("the bundle was closed")
 
     def _arrived(self, number: int, data: memoryview | None, ahead: bool) -> None:
         with self._lock:
