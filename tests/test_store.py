@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, SourceMissing, Unreachable
 from sidecar.store import Bundle, Stopped, Store, open_store
 from sidecar.store import upload as upload_module
-from sidecar.store.format import encode_manifest, encode_record
+from sidecar.store.format import Manifest, encode_manifest, encode_record
 from sidecar.store.tree import walk
 from sidecar.testing import check_store, read_tree
 
@@ -259,6 +259,31 @@ def test_a_second_bundle_of_the_same_content_stores_nothing(store: Store, tree: 
     assert (first.stored, second.stored) == (first.bytes, 0)
 
 
+def test_after_a_small_change_the_manifest_tells_only_what_differs(store: Store, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    top.mkdir()
+    for number in range(200):
+        (top / f"{number:03}").write_bytes(b"%d" % number)
+    bundles = [store.save(top, "data")]
+    trees = [read_tree(str(top))]
+    for number in range(0, 150, 10):
+        (top / f"{number:03}").write_bytes(b"changed")
+        (top / f"{number + 1:03}").unlink()
+        (top / f"new-{number}").touch()
+        bundles.append(store.save(top, "data"))
+        trees.append(read_tree(str(top)))
+    assert bundles[1].manifest_bytes < bundles[0].manifest_bytes / 40
+    assert max(bundle.manifest_bytes for bundle in bundles) == bundles[0].manifest_bytes
+    for number, (bundle, tree) in enumerate(zip(bundles, trees, strict=True)):
+        store.populate(bundle, tmp_path / "back" / str(number))
+        assert read_tree(str(tmp_path / "back" / str(number))) == tree
+    assert store.save(top, "data").manifest == bundles[-1].manifest, "of the same tree it is the same"
+    (tmp_path / "store" / "manifests" / bundles[0].manifest[:2] / bundles[0].manifest).unlink()
+    with pytest.raises(Corrupt, match=f"bundle {bundles[5].id}.*{bundles[0].manifest} is missing"):
+        store.manifest(bundles[5])
+    assert store.verify(store.save(top, "data")) == bundles[-1].bytes
+
+
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
 def test_a_damaged_parent_does_not_keep_a_new_bundle_from_being_saved(
@@ -471,7 +496,7 @@ def test_a_record_that_was_moved_to_another_name_is_a_lie(store: Store, tree: Pa
 
 def test_a_manifest_that_inflates_without_end_is_refused(store: Store, tree: Path, tmp_path: Path) -> None:
     bundle = store.save(tree, "data")
-    forged = forge(tmp_path / "store", bundle, encode_manifest(()) + b" " * MIB)
+    forged = forge(tmp_path / "store", bundle, encode_manifest(Manifest(())) + b" " * MIB)
     path = tmp_path / "store" / "manifests" / forged.manifest[:2] / forged.manifest
     path.write_bytes(zstandard.compress(b" " * 100 * MIB))
     with pytest.raises(Corrupt, match=forged.manifest):

@@ -30,6 +30,7 @@ from sidecar.store.format import (
     Malformed,
     Piece,
     Segment,
+    apply,
     check_text,
     decode_bundle,
     decode_manifest,
@@ -79,12 +80,18 @@ def read_store(store: Path, repo: str, label: str) -> dict[bytes, tuple[Any, ...
     number = max(os.listdir(store / "repos" / repo / "labels" / label), key=int)
     move = record(store / "repos" / repo / "labels" / label / number)
     bundle = record(store / "repos" / repo / "bundles" / move["bundle"])
-    name = bundle["manifest"]
+    return read_manifest(store, bundle["manifest"], bundle["manifest_bytes"])
+
+
+def read_manifest(store: Path, name: str, length: int) -> dict[bytes, tuple[Any, ...]]:
     data = inflate((store / "manifests" / name[:2] / name).read_bytes())
-    assert (len(data), hash_of(data)) == (bundle["manifest_bytes"], name)
+    assert (len(data), hash_of(data)) == (length, name)
     manifest = json.loads(data)
     assert manifest["version"] == 1
-    return {as_bytes(entry["path"]): said(entry, manifest["packs"], store / "objects") for entry in manifest["entries"]}
+    tree = read_manifest(store, *manifest["base"]) if "base" in manifest else {}
+    for path in manifest.get("removed", ()):
+        del tree[as_bytes(path)]
+    return tree | {as_bytes(entry["path"]): said(entry, manifest["packs"], store / "objects") for entry in manifest["entries"]}
 
 
 def inflate(frame: bytes) -> bytes:
@@ -346,7 +353,8 @@ ENTRIES = st.fixed_dictionaries(
     },
 )
 MANIFESTS = st.fixed_dictionaries(
-    {"version": st.just(1) | JSON, "packs": st.lists(st.just("0" * 64), max_size=2) | JSON, "entries": st.lists(ENTRIES) | JSON}
+    {"version": st.just(1) | JSON, "packs": st.lists(st.just("0" * 64), max_size=2) | JSON, "entries": st.lists(ENTRIES) | JSON},
+    optional={"base": st.just(["0" * 64, 5]) | JSON, "removed": st.lists(st.sampled_from(["a", "..", "/"]) | JSON) | JSON},
 )
 
 BYTES = st.binary(max_size=200) | JSON.map(lambda each: json.dumps(each).encode())
@@ -359,7 +367,8 @@ def no_table(path: str, segments: tuple[Segment, ...]) -> Pieces:
 @given(BYTES | MANIFESTS.map(lambda each: json.dumps(each).encode()))
 def test_whatever_the_bytes_they_are_a_manifest_or_malformed_and_nothing_else_happens(data: bytes) -> None:
     with suppress(Malformed):
-        for entry in decode_manifest(data, no_table):
+        manifest = decode_manifest(data, no_table)
+        for entry in manifest.entries if manifest.base is None else apply(manifest, ()):
             assert not entry.path.startswith("/")
             assert not {"", ".", ".."} & set(entry.path.split("/"))
 

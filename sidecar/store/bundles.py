@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from blake3 import blake3
-
 from sidecar.errors import ConfigurationError, Corrupt, SourceMissing
 from sidecar.store import download, upkeep
 from sidecar.store import format as form
-from sidecar.store.compress import decompress, pack_whole
-from sidecar.store.format import DIRECTORY, FILE, LINK, Bundle, Change, Entry, Malformed, Move, Piece, Repo, Segment, Table
+from sidecar.store.format import DIRECTORY, FILE, LINK, Base, Bundle, Change, Entry, Malformed, Move, Piece, Repo, Segment, Table
+from sidecar.store.manifests import Loaded, Manifests
 from sidecar.store.objects import Objects, open_objects
 from sidecar.store.remote import Patience
 from sidecar.store.table import Pieces
@@ -58,6 +56,7 @@ class Store:
         """Keep bundles in `objects`; most callers want open_store."""
         self.url = objects.url
         self._objects = objects
+        self._manifests = Manifests(objects)
         self._format_seen = False
 
     # --- repositories ----------------------------------------------------------------------------------------------
@@ -121,21 +120,23 @@ class Store:
             announcement.wait_for_prunes(meter.check)
             parents = self._parents(repo, label)
             parent = parents[0] if parents else None
+            before = self._before(parent)
             uploaded = upload(
                 self._objects,
                 os.fspath(path),
-                self._known(parent),
+                _known(before),
                 meter,
                 chunk_size=chunk_size,
                 skip_errors=skip_errors,
                 shared=shared,
             )
-            data = form.encode_manifest(uploaded.entries)
-            said = (blake3(data).hexdigest(), message, contributor)
+            data = self._manifests.encode(uploaded.entries, before)
+            manifest = self._manifests.put(data, before)
+            said = (manifest, message, contributor)
             bundle = next((each for each in parents if reuse and (each.manifest, each.message, each.contributor) == said), None)
-            self._put_manifest(said[0], data)
             if bundle is None:
-                bundle = _describe(uploaded, data, parent, repo=repo, label=label, message=message, contributor=contributor)
+                stated = Base(manifest, len(data))
+                bundle = _describe(uploaded, stated, parent, repo=repo, label=label, message=message, contributor=contributor)
             else:
                 # Whoever committed it may have died before that was durable; asking for the size has the next flush see to it.
                 self._objects.size(form.bundle_name(repo, bundle.id))
@@ -178,15 +179,10 @@ class Store:
 
     def manifest(self, bundle: Bundle) -> tuple[Entry, ...]:
         """Return the entries of a bundle, ascending by the bytes of their paths; every parent directory is among them."""
-        name = form.manifest_name(bundle.manifest)
-        where = f"{self._where(bundle)}: {name}"
-        try:
-            data = self._manifest(bundle.manifest, bundle.manifest_bytes)
-            return form.decode_manifest(data, partial(_table, self.reader(bundle)))
-        except FileNotFoundError:
-            raise Corrupt(f"{where} is missing") from None
-        except Malformed as error:
-            raise Corrupt(f"{where}: {error}") from None
+        return self._load(bundle).entries
+
+    def _load(self, bundle: Bundle) -> Loaded:
+        return self._manifests.load(bundle, self._where(bundle), partial(_table, self.reader(bundle)))
 
     def reader(self, bundle: Bundle) -> download.Reader:
         """Return what reads the chunks of a bundle, verified: see Reader. Safe in several threads; keep one as long as needed."""
@@ -327,23 +323,6 @@ class Store:
         except FileNotFoundError:
             raise Corrupt(f"{where} is missing, and was there a moment ago") from None
 
-    def _manifest(self, hash_: str, length: int) -> bytes:
-        """Return the bytes of a manifest. FileNotFoundError, Malformed."""
-        # What cannot be made smaller becomes larger by a few bytes in each of zstd's blocks.
-        data = decompress(self._objects.get(form.manifest_name(hash_), length + length // 100 + 1024), length)
-        if blake3(data).hexdigest() != hash_:
-            raise Malformed("it does not hold what its name says")
-        return data
-
-    def _put_manifest(self, hash_: str, data: bytes) -> None:
-        """Have a manifest in the store; one that is there stays, whatever level it was compressed with."""
-        try:
-            self._manifest(hash_, len(data))
-            self._objects.size(form.manifest_name(hash_))  # has the next flush sync what leads to it
-        except (FileNotFoundError, Malformed):
-            # Also where its size is right: this one was read, and is known to be damaged.
-            self._objects.put(form.manifest_name(hash_), pack_whole(data), anew=True)
-
     def _new_repo(self, name: str, description: str = "") -> Repo | None:
         """Have a repository; return it where it is new."""
         form.check_name("repository", name)
@@ -419,28 +398,32 @@ class Store:
                 _logger.warning("%s; it is passed over", error)
         return parents
 
-    def _known(self, parent: Bundle | None) -> Known:
-        """Return where the chunks of the parent lie."""
+    def _before(self, parent: Bundle | None) -> Loaded | None:
+        """Return what the parent holds."""
         if parent is None:
-            return Known()
+            return None
         try:
-            entries = self.manifest(parent)
+            return self._load(parent)
         except Corrupt as error:
             # Likewise: all of it is stored again.
             _logger.warning("%s; nothing of it is used again", error)
-            return Known()
-        chunks: dict[str, Piece] = {}
-        tables: dict[str, Table] = {}
-        for entry in entries:
-            if isinstance(entry.pieces, Table):
-                tables[entry.path] = entry.pieces
-                chunks |= {segment.piece.hash: segment.piece for segment in entry.pieces.segments}
-            else:
-                chunks |= {piece.hash: piece for piece in entry.pieces}
-        return Known(chunks, tables)
+            return None
 
     def _where(self, bundle: Bundle) -> str:
         return f"{self.url}: repository {bundle.repo!r}, bundle {bundle.id}"
+
+
+def _known(before: Loaded | None) -> Known:
+    """Return where the chunks of the parent lie."""
+    chunks: dict[str, Piece] = {}
+    tables: dict[str, Table] = {}
+    for entry in before.entries if before is not None else ():
+        if isinstance(entry.pieces, Table):
+            tables[entry.path] = entry.pieces
+            chunks |= {segment.piece.hash: segment.piece for segment in entry.pieces.segments}
+        else:
+            chunks |= {piece.hash: piece for piece in entry.pieces}
+    return Known(chunks, tables)
 
 
 def _selected(entries: tuple[Entry, ...], select: Callable[[Entry], bool]) -> tuple[Entry, ...]:
@@ -461,7 +444,7 @@ def _decode(where: str, decode: Callable[[bytes], Record], data: bytes) -> Recor
 
 
 def _describe(
-    uploaded: Uploaded, manifest: bytes, parent: Bundle | None, *, repo: str, label: str, message: str, contributor: str
+    uploaded: Uploaded, manifest: Base, parent: Bundle | None, *, repo: str, label: str, message: str, contributor: str
 ) -> Bundle:
     """Return the record of a new bundle; its id sorts after its parent's."""
     milliseconds = _now()
@@ -475,8 +458,8 @@ def _describe(
         contributor=contributor,
         label=label,
         parent=parent.id if parent else "",
-        manifest=blake3(manifest).hexdigest(),
-        manifest_bytes=len(manifest),
+        manifest=manifest.hash,
+        manifest_bytes=manifest.bytes,
         files=_count(uploaded.entries, FILE),
         directories=_count(uploaded.entries, DIRECTORY),
         links=_count(uploaded.entries, LINK),

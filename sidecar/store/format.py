@@ -450,8 +450,42 @@ class Table(Sequence[Piece]):
 MakeTable = Callable[[str, tuple[Segment, ...]], Table]
 
 
-def encode_manifest(entries: Iterable[Entry]) -> bytes:
-    """Return the manifest of entries, which are ascending by the bytes of their paths."""
+class Base(NamedTuple):
+    """The manifest that another one is told as a difference from, and its length."""
+
+    hash: str
+    bytes: int
+
+
+class Manifest(NamedTuple):
+    """What a manifest says: all entries or, where it has a base, those that differ from it, and the paths that are gone."""
+
+    entries: tuple[Entry, ...]
+    base: Base | None = None
+    removed: tuple[str, ...] = ()
+
+
+def difference(entries: Sequence[Entry], base: Base, before: Iterable[Entry]) -> Manifest:
+    """Return `entries` as a manifest that tells how they differ from those of `base`."""
+    old = {entry.path: entry for entry in before}
+    changed = tuple(entry for entry in entries if old.pop(entry.path, None) != entry)
+    return Manifest(changed, base, tuple(old))
+
+
+def apply(manifest: Manifest, before: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return all entries of a manifest that has a base with the entries `before`. Malformed where they are no tree."""
+    entries = {entry.path: entry for entry in before}
+    for path in manifest.removed:
+        if entries.pop(path, None) is None:
+            raise Malformed(f"it removes {path!r}, which its base has not")
+    entries |= {entry.path: entry for entry in manifest.entries}
+    merged = tuple(sorted(entries.values(), key=lambda entry: entry.path.encode("utf-8", "surrogateescape")))
+    _check_tree(merged)
+    return merged
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest, whose entries are ascending by the bytes of their paths."""
     packs: dict[str, int] = {}
 
     def chunk(piece: Piece) -> list[str | int]:
@@ -461,18 +495,21 @@ def encode_manifest(entries: Iterable[Entry]) -> bytes:
         return [*place, piece.stored] if piece.stored else place
 
     written: list[dict[str, Any]] = []
-    for entry in entries:
+    for entry in manifest.entries:
         document: dict[str, Any] = entry.as_json()
         if isinstance(entry.pieces, Table):
             document["table"] = [[each.chunks, each.size, *chunk(each.piece)] for each in entry.pieces.segments]
         elif entry.type == FILE:
             document["data"] = [chunk(piece) for piece in entry.pieces]
         written.append(document)
-    return canonical({"version": VERSION, "packs": list(packs), "entries": written})
+    whole: dict[str, Any] = {"version": VERSION, "packs": list(packs), "entries": written}
+    if manifest.base is not None:
+        whole |= {"base": list(manifest.base), "removed": list(map(encode_path, manifest.removed))}
+    return canonical(whole)
 
 
-def decode_manifest(data: bytes, make_table: MakeTable) -> tuple[Entry, ...]:
-    """Return the entries of a manifest. Malformed where a path leaves the top, or anything else is not as it must be.
+def decode_manifest(data: bytes, make_table: MakeTable) -> Manifest:
+    """Return what a manifest says. Malformed where a path leaves the top, or anything else is not as it must be.
 
     `make_table` returns what stands for the chunks of a file, given its path and segments; it may read them later.
     """
@@ -484,12 +521,25 @@ def decode_manifest(data: bytes, make_table: MakeTable) -> tuple[Entry, ...]:
         for pack in packs:
             _check_hash(pack)
         entries = tuple(_entry(each, packs, make_table) for each in document["entries"])
+        base = _base(document["base"]) if "base" in document else None
+        removed = tuple(map(decode_path, document["removed"])) if base is not None else ()
     except Malformed:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise Malformed(f"it is not a manifest: {type(error).__name__} {error}") from None
-    _check_tree(entries)
-    return entries
+    if base is None:
+        _check_tree(entries)
+    elif len({entry.path for entry in entries} | {*removed}) != len(entries) + len(removed):
+        raise Malformed("it says two things of one path")
+    return Manifest(entries, base, removed)
+
+
+def _base(document: Sequence[Any]) -> Base:
+    hash_, length = document
+    _check_hash(hash_)
+    if _number(length) > LARGEST_MANIFEST:
+        raise Malformed("its base has an impossible size")
+    return Base(hash_, length)
 
 
 def _entry(document: Mapping[str, Any], packs: Sequence[str], make_table: MakeTable) -> Entry:

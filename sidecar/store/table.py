@@ -120,6 +120,12 @@ class Pieces(Table):
         self._kept: OrderedDict[int, Chunks] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __eq__(self, other: object) -> bool:
+        return self.segments == other.segments if isinstance(other, Table) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.segments)
+
     def __len__(self) -> int:
         return self._counts[-1]
 

@@ -126,6 +126,7 @@ class _Needed:
     ends: dict[str, int] = field(default_factory=dict)
     first: dict[str, tuple[Bundle, str]] = field(default_factory=dict)
     manifests: set[str] = field(default_factory=set)
+    collected: set[str] = field(default_factory=set)
     bundles: int = 0
 
     def add(self, bundle: Bundle, path: str, object_: str, end: int) -> None:
@@ -142,15 +143,17 @@ def _collect(store: Store, meter: Meter, told: Callable[[SidecarError], None]) -
         for id_ in store._ids(repo):
             meter.check()
             bundle = _try(told, partial(store._bundle, repo, id_))
-            if bundle is not None and bundle.manifest not in needed.manifests:
+            if bundle is not None and bundle.manifest not in needed.collected:
                 _try(told, partial(_collect_bundle, store, bundle, needed))
             needed.bundles += 1
     return needed
 
 
 def _collect_bundle(store: Store, bundle: Bundle, needed: _Needed) -> None:
-    needed.manifests.add(bundle.manifest)
-    for entry in store.manifest(bundle):
+    needed.collected.add(bundle.manifest)
+    loaded = store._load(bundle)
+    needed.manifests |= {bundle.manifest, loaded.base.hash}
+    for entry in loaded.entries:
         for piece in _referred(entry.pieces):
             needed.add(bundle, entry.path, piece.object, piece.end)
 

@@ -25,7 +25,7 @@ from blake3 import blake3
 
 from sidecar.errors import Corrupt, Fault, NotSaved, ParametersError
 from sidecar.store.compress import compress
-from sidecar.store.format import CHUNK, FILE, MIB, SMALL, SMALLEST_CUT, Entry, Piece, Segment, Table, object_name
+from sidecar.store.format import CHUNK, FILE, LINK, MIB, SMALL, SMALLEST_CUT, Entry, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
 from sidecar.store.table import INLINE, SEGMENT, Chunks, Pieces
 from sidecar.store.tree import SPECIAL, Directories, Found, kind, split, walk
@@ -258,7 +258,8 @@ class _Upload:
             if each.type == SPECIAL:
                 self._refuse(each.path, "is a socket, pipe or device, which no bundle can hold")
             elif each.type != FILE:
-                entry = Entry(each.path, each.type, each.mode, each.mtime, 0, (), each.target)
+                mode = 0 if each.type == LINK else each.mode  # as it is read again: a link has no mode of its own
+                entry = Entry(each.path, each.type, mode, each.mtime, 0, (), each.target)
                 self._done[each.path] = entry, []
         try:
             self._read_all([each for each in files if each.size > SMALL])
