@@ -114,16 +114,19 @@ def adopt_orphans() -> None:
 
 
 def reap(*children: Child | None) -> None:
-    """Reap every child that has ended; remember how `children` did."""
+    """Reap every child that has ended; remember how `children` did. Where one was stopped at the terminal, stop with it."""
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
         except ChildProcessError:
             return
         if pid == 0:
             return
         for child in children:
             if child is not None and pid == child.pid and not child.ended:
+                if os.WIFSTOPPED(status):
+                    _stop_with(child)
+                    continue
                 child.ended = True
                 _take_terminal_back(pid)
                 if os.WIFSIGNALED(status):
@@ -216,23 +219,39 @@ def _become(
         os._exit(NOT_EXECUTABLE)
 
 
-def _give_terminal(group: int, taken_from: int = 0) -> None:
-    """Have the terminal, if there is one, send its signals to `group`; only where they went to `taken_from`, if that is given."""
+def _give_terminal(group: int, taken_from: int) -> bool:
+    """Have the terminal, if there is one, send its signals to `group`, where they went to `taken_from`; tell whether they did."""
     for fd in (0, 1, 2):
         try:
             if os.isatty(fd):
-                if taken_from in (0, os.tcgetpgrp(fd)):
-                    os.tcsetpgrp(fd, group)
-                return
+                if os.tcgetpgrp(fd) != taken_from:
+                    return False
+                os.tcsetpgrp(fd, group)
+                return True
         except OSError:
             pass
+    return False
 
 
-def _take_terminal_back(ended: int) -> None:
+def _take_terminal_back(child: int) -> bool:
     """Ctrl-C would go nowhere, had the ended child's group kept the terminal while its output is saved."""
     was = _signals.pthread_sigmask(_signals.SIG_BLOCK, [SIGTTOU])
-    _give_terminal(os.getpgrp(), ended)
+    had_it = _give_terminal(os.getpgrp(), child)
     _signals.pthread_sigmask(_signals.SIG_SETMASK, was)
+    return had_it
+
+
+def _stop_with(child: Child) -> None:
+    """A child was stopped that has the terminal (Ctrl-Z): stop too, or the shell never gets it back; later go on together.
+
+    Not as PID 1, which cannot be stopped. One that has not the terminal was stopped by somebody for reasons of his own.
+    """
+    if os.getpid() == 1 or not _take_terminal_back(child.pid):
+        return
+    os.kill(os.getpid(), _signals.SIGSTOP)
+    # Here again after SIGCONT. After `fg` the terminal is ours to hand on, after `bg` it is not.
+    _give_terminal(child.pid, os.getpgrp())
+    child.send(_signals.SIGCONT)
 
 
 def _go_to_background(output: int) -> None:

@@ -731,3 +731,29 @@ def test_nothing_of_a_test_stays(tmp_path: Path) -> None:
         children = children_of(started.pid)
         assert {session_of(pid) for pid in children} == {started.pid}
     assert all(gone(pid) for pid in [started.pid, *children])
+
+
+# --- a shell that stops and goes on ------------------------------------------------------------------------------------
+
+# What a shell of job control runs: the wrapper alone, and a whole pod of local processes, which has one more process in between.
+STOPPED = {
+    "wrap_application": "wrap_application -q -c {coord} -b fuse --save never --",
+    "sidecar run": "sidecar run -q -c {coord} --store {store} --save never --dest {out}:results --",
+}
+
+
+@pytest.mark.parametrize("command", STOPPED.values(), ids=STOPPED)
+def test_control_z_gives_the_shell_its_prompt_and_fg_goes_on_with_the_command(pod: Pod, terminal: Terminal, command: str) -> None:
+    places = {"coord": pod.coord, "store": pod.file("store"), "out": pod.file("out")}
+    shell = terminal.start(pod, "bash", "--norc", "--noprofile", "-i")
+    script = 'echo up $((40 + 2)); read line; echo "got $line"'
+    os.write(terminal.master, f"{BIN}/{command.format(**places)} sh -c '{script}'\n".encode())
+    until(lambda: terminal.shows("up 42"), "the command is up", pod)
+    os.write(terminal.master, b"\x1a")
+    until(lambda: terminal.shows("Stopped"), "the shell says that it was stopped", pod)
+    os.write(terminal.master, b"echo back $((50 + 5))\n")
+    until(lambda: terminal.shows("back 55"), "the shell is back", pod)
+    os.write(terminal.master, b"fg\nhello\n")
+    until(lambda: terminal.shows("got hello"), "the command goes on, with the terminal", pod)
+    os.write(terminal.master, b"exit $?\n")
+    assert shell.wait() == 0
