@@ -17,6 +17,7 @@ COMMANDS = {
     "bundle": ("sidecar.cli.bundle:bundle", "Keep, fetch and look at bundles of files."),
     "repo": ("sidecar.cli.bundle:repo", "Make and list repositories of bundles."),
     "label": ("sidecar.cli.bundle:label", "Move and list the labels of bundles."),
+    "store": ("sidecar.cli.store:store", "Check a store, and remove what no bundle needs."),
     "parameters": ("sidecar.cli.parameters:parameters", "Turn parameter files into exports for a shell."),
     "completion": ("sidecar.cli.completion:completion", "Print the completion script of a shell."),
 }
