@@ -363,7 +363,7 @@ def completed(words: str, shell: str = "bash") -> list[str]:
 
 
 def test_the_name_of_a_command_is_completed() -> None:
-    assert completed("sidecar st") == ["plain,status", ""]
+    assert completed("sidecar sta") == ["plain,status", ""]
     assert [line.removeprefix("plain,") for line in completed("sidecar ") if line] == list(COMMANDS)
     assert completed("sidecar bundle up") == ["plain,upload", ""]
 
@@ -374,7 +374,7 @@ def test_options_and_choices_are_completed() -> None:
 
 
 def test_zsh_is_told_what_a_command_does() -> None:
-    kind, name, said = completed("sidecar st", "zsh")[:3]
+    kind, name, said = completed("sidecar sta", "zsh")[:3]
     assert (kind, name) == ("plain", "status")
     assert said != "_"
 
@@ -385,7 +385,7 @@ def test_bash_completes_what_is_typed(tmp_path: Path) -> None:
     script.write_text(
         'eval "$(sidecar completion bash)"\n'
         "complete -p sidecar\n"
-        'COMP_WORDS=(sidecar st); COMP_CWORD=1; _sidecar_completion sidecar st sidecar; echo "${COMPREPLY[@]}"\n'
+        'COMP_WORDS=(sidecar sta); COMP_CWORD=1; _sidecar_completion sidecar sta sidecar; echo "${COMPREPLY[@]}"\n'
     )
     ran = subprocess.run(
         ["bash", script],
