@@ -38,6 +38,8 @@ class Objects(Protocol):
     """How many chunks are worth having under way at once."""
     pack: int
     """How long a pack may be, in bytes."""
+    sealing: int
+    """How many packs are worth storing at once."""
 
     def put(self, name: str, data: bytes | memoryview, *, anew: bool = False) -> bool:
         """Have `data` under a name that its content determines; False where it was there with this size, unless `anew`."""
@@ -99,6 +101,7 @@ class LocalObjects:
 
     parallel = 4
     pack = PACK
+    sealing = 1
 
     def __init__(self, root: str) -> None:
         """Serve the directory `root`, an absolute path; it is made when something is written."""

@@ -88,7 +88,8 @@ class RemoteObjects:
     """Any fsspec file system; see objects.Objects."""
 
     parallel = 8  # a request waits more than it works; each holds a chunk in memory, twice
-    pack = 16 * MIB  # a client holds it a second and a third time
+    pack = 8 * MIB  # a client holds it a second and a third time
+    sealing = 2
 
     def __init__(self, url: str, filesystem: Any, root: str, patience: Patience | None = None) -> None:
         """Serve what lies below `root` of an fsspec file system."""

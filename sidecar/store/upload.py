@@ -6,7 +6,7 @@ A file is read through one descriptor, and counted as read only if size, mtime a
 
 Threads read, hash, compress and store; one thread, the caller's, has the order in which chunks go into packs. A pack has a
 name only once it is full, so until the end a chunk in it lies in `#0`, `#1`, ...: see _Pack. In memory at once: a chunk and what
-it is compressed to for each thread, two packs, and 52 bytes for each chunk of the files whose chunks lie in those.
+it is compressed to for each thread, a few packs, and 52 bytes for each chunk of the files whose chunks lie in those.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def upload(
     except OSError as error:
         raise NotSaved(f"{path}: {error.strerror}") from error
     try:
-        with Window[_Read](min(objects.parallel, _THREADS)) as window, ThreadPoolExecutor(1) as sealing:
+        with Window[_Read](min(objects.parallel, _THREADS)) as window, ThreadPoolExecutor(objects.sealing) as sealing:
             return _Upload(objects, tree, known, meter, window, sealing, chunk_size, skip_errors).run()
     finally:
         tree.close()
@@ -176,17 +176,16 @@ class _Places:
 
 
 class _Pack:
-    """The pack being filled. Its two buffers are made once; files are read right into the one while the other is stored.
+    """The pack being filled. Its buffers are made once; files are read right into the one while others are stored.
 
     It is called `#n` until it is full; `names` then has its name.
     """
 
     def __init__(self, objects: Objects, sealing: ThreadPoolExecutor) -> None:
         self._objects, self._sealing = objects, sealing
-        self._buffers = [memoryview(b""), memoryview(b"")]
+        self._buffers: deque[memoryview] = deque([memoryview(b"")] * (objects.sealing + 1))
         self._used = 0
-        self._stored: Future[bool] | None = None
-        self._storing = 0
+        self._storing: deque[tuple[Future[bool], int]] = deque()
         self.names: dict[str, str] = {}
         self.stored = 0
 
@@ -196,6 +195,7 @@ class _Pack:
             self._buffers[0] = memoryview(bytearray(self._objects.pack))
         if self._used + length > self._objects.pack:
             self.seal()
+            return self.room(length)
         return self._buffers[0][self._used : self._used + length]
 
     def keep(self, hash_: str, length: int, stored: int) -> Piece:
@@ -208,19 +208,20 @@ class _Pack:
         """Have what was kept stored, and begin anew."""
         if not self._used:
             return
-        self.wait()
+        self.wait(self._objects.sealing - 1)
         view = self._buffers[0][: self._used]
         name = blake3(view).hexdigest()
         self.names[f"#{len(self.names)}"] = name
-        self._stored, self._storing = self._sealing.submit(self._objects.put, object_name(name), view), self._used
-        self._buffers.reverse()
+        self._storing.append((self._sealing.submit(self._objects.put, object_name(name), view), self._used))
+        self._buffers.rotate(-1)
         self._used = 0
 
-    def wait(self) -> None:
-        """Return when what was sealed is stored; its error, where it could not be."""
-        if self._stored is not None and self._stored.result():
-            self.stored += self._storing
-        self._stored = None
+    def wait(self, most: int = 0) -> None:
+        """Return when all that was sealed but the last `most` are stored; the error, where they could not be."""
+        while len(self._storing) > most:
+            future, size = self._storing.popleft()
+            if future.result():
+                self.stored += size
 
     def named(self, piece: Piece) -> Piece:
         """Return a piece with the name of its pack, which has been sealed."""
