@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from sidecar.batteries import find
 from sidecar.batteries.fuse import KIND, Destination, FuseBattery, FuseBatteryOptions, Source, open_battery
 from sidecar.errors import ConfigurationError, NotSaved, SidecarError, SourceMissing, Unreachable
+from sidecar.mount import is_mounted
 from sidecar.store import Bundle, Stopped, Store, open_store
 from sidecar.testing import check_battery, read_tree
 
@@ -311,3 +315,170 @@ def test_a_repository_whose_name_would_lead_elsewhere_is_refused(repo: str, stor
         battery(store, Destination("output", str(out), repo, "m")).save()
     assert caught.value.status == 65
     assert not (tmp_path / "store").exists()
+
+
+# --- mounting --------------------------------------------------------------------------------------------------------
+# The battery serves from this process, which therefore reads what is mounted through others only.
+
+
+@pytest.fixture
+def mounting(store: Store) -> Iterator[Callable[..., FuseBattery]]:
+    """Makes batteries that mount; at the end they are closed."""
+    made: list[FuseBattery] = []
+
+    def make(*sources: Source, **options: Any) -> FuseBattery:
+        made.append(open_battery(FuseBatteryOptions(store.url, sources, populate=False, **options), lambda *_: None))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def shell(command: str) -> str:
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False).stdout
+
+
+Mounting = Callable[..., FuseBattery]
+
+
+def test_a_source_is_mounted_until_the_battery_lets_go(store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path) -> None:
+    ours = mounting(source(tmp_path / "deep" / "in"))
+    told = ours.ready()["sources"][0]
+    expected = {"name": "input", "path": str(tmp_path / "deep" / "in"), "repo": "weather", "label": "latest"}
+    assert told == expected | {"mode": "mount", "bundle": weather.id, "files": 3, "bytes": weather.bytes}
+    assert is_mounted(str(tmp_path / "deep" / "in"))
+    assert shell(f"diff -r {tmp_path}/weather {tmp_path}/deep/in && echo same") == "same\n"
+    ours.close()
+    assert os.listdir(tmp_path / "deep" / "in") == []
+
+
+def test_a_mounting_battery_keeps_the_contract(store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path) -> None:
+    check_battery(lambda: mounting(source(tmp_path / "in")))
+
+
+def test_several_sources_are_mounted_side_by_side(store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path) -> None:
+    sources = [Source(name, str(tmp_path / name), "weather", "latest") for name in ("a", "b", "c")]
+    told = mounting(*sources).ready()["sources"]
+    assert [each["mode"] for each in told] == ["mount"] * 3
+    assert shell(f"cat {tmp_path}/?/2026/january.csv") == "1,2\n" * 3
+
+
+def test_where_others_would_not_see_a_mount_the_source_is_populated_and_says_why(
+    store: Store, weather: Bundle, mounting: Mounting, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tempfile.TemporaryDirectory(dir=VOLUME) as folder:
+        told = mounting(source(Path(folder, "in"))).ready()["sources"][0]
+        if Path("/proc/self/mountinfo").read_text().partition(f" {VOLUME} ")[2].split()[1].startswith("shared:"):
+            assert told["mode"] == "mount"
+            return
+        assert told["mode"] == "populate"
+        assert "mountPropagation: Bidirectional" in told["not_mounted"]
+        assert Path(folder, "in", "2026", "january.csv").read_text() == "1,2\n"
+    assert "source 'input' is populated, not mounted: " in caplog.text
+
+
+def test_a_directory_with_something_in_it_is_populated_and_says_why(
+    store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "mine").write_text("")
+    told = mounting(source(tmp_path / "in")).ready()["sources"][0]
+    assert told["mode"] == "populate"
+    assert "is not empty" in told["not_mounted"]
+    assert sorted(os.listdir(tmp_path / "in")) == ["2026", "large", "mine"]
+
+
+def test_what_an_earlier_life_populated_is_not_mounted_over(
+    store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path
+) -> None:
+    earlier = battery(store, source(tmp_path / "in")).ready()
+    before = (tmp_path / "in" / "large").stat().st_ino
+    told = mounting(source(tmp_path / "in"), earlier=earlier).ready()["sources"][0]
+    assert told["mode"] == "populate"
+    assert "earlier life" in told["not_mounted"]
+    assert (tmp_path / "in" / "large").stat().st_ino == before
+
+
+KILLED = """
+import os, sys
+from sidecar.batteries.fuse import FuseBatteryOptions, Source, open_battery
+what = Source("input", sys.argv[2], "weather", "latest")
+open_battery(FuseBatteryOptions(sys.argv[1], (what,), populate=False), lambda *_: None).ready()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("populate", [False, True])
+def test_what_a_killed_life_left_mounted_is_taken_away(
+    populate: bool, store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, store.url, tmp_path / "in"], check=False)
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(tmp_path / "in")
+    ours = battery(store, source(tmp_path / "in")) if populate else mounting(source(tmp_path / "in"))
+    assert ours.ready()["sources"][0]["mode"] == ("populate" if populate else "mount")
+    assert shell(f"cat {tmp_path}/in/2026/january.csv") == "1,2\n"
+
+
+def test_a_restart_mounts_its_bundle_again_although_the_label_has_moved(
+    store: Store, weather: Bundle, out: Path, mounting: Mounting, tmp_path: Path
+) -> None:
+    first = mounting(source(tmp_path / "in"))
+    told = first.ready()
+    first.close()
+    store.save(out, "weather", label="latest")
+    assert mounting(source(tmp_path / "in"), earlier=told).ready() == told
+    assert shell(f"ls {tmp_path}/in").split() == ["2026", "large"]
+
+
+def test_a_link_of_the_image_is_mounted_behind(store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in").symlink_to("elsewhere")
+    assert mounting(source(tmp_path / "in")).ready()["sources"][0]["mode"] == "mount"
+    assert is_mounted(str(tmp_path / "elsewhere"))
+
+
+# Run in a mount namespace of its own: a volume that is shared, as with mountPropagation Bidirectional, with a link in it.
+PLANTED = """
+set -e
+mount -t tmpfs tmpfs "$1"
+mount --make-rshared "$1"
+mkdir "$1"/elsewhere
+ln -s elsewhere "$1"/in
+mkdir "$1"/plain
+exec "$2" -c "$CODE" "$3" "$1"
+"""
+TRY = """
+import sys
+from sidecar.batteries.fuse import FuseBatteryOptions, Source, open_battery
+from sidecar.errors import Unreachable
+for name in ("plain", "in"):
+    what = Source("input", f"{sys.argv[2]}/{name}", "weather", "latest")
+    battery = open_battery(FuseBatteryOptions(sys.argv[1], (what,), populate=False), lambda *_: None)
+    try:
+        print(name, battery.ready()["sources"][0]["mode"])
+    except Unreachable as error:
+        print(name, error)
+    battery.close()
+"""
+
+
+def test_a_link_that_was_planted_in_a_volume_is_not_followed(store: Store, weather: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    inside = ["sh", "-c", PLANTED, "sh", str(tmp_path / "volume"), sys.executable, store.url]
+    command = ["unshare", "-m", "--propagation", "private", *inside]
+    done = subprocess.run(command, env=os.environ | {"CODE": TRY}, capture_output=True, text=True, check=True)
+    plain, planted = done.stdout.splitlines()
+    assert plain == "plain mount"
+    assert "symbolic link that others may have put there" in planted
+
+
+def test_a_battery_that_was_closed_mounts_nothing_any_more(
+    store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path
+) -> None:
+    ours = mounting(source(tmp_path / "in"))
+    ours.close()
+    with pytest.raises(Stopped):
+        ours.ready()
+    assert not is_mounted(str(tmp_path / "in"))

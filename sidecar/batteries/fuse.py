@@ -1,13 +1,19 @@
 """The battery `fuse`: bundles are files before the application starts; directories are bundles after it has ended.
 
-In this mode sources are populated: downloaded into their directories, each byte verified. A restarted battery finds what it
-left, and rewrites nothing under a running application. The volumes are shared with the application, which may be less trusted:
-no link that it may have planted is followed. A save that is repeated after a kill makes no second bundle where the
-first one was complete. `close` may come while either runs; it makes them end at the next chunk.
+A source is mounted, and its bytes are fetched as they are read; or populated, that is downloaded before the application starts,
+where the options say so and where a mount is impossible or nobody else would see it. Which of the two it was, and why it was not
+the one that was asked for, is in the payload of `ready` and in the log: they differ (a mount is read-only, and empty once the
+battery has ended), so it is never a silent choice. Either way each byte is verified.
+
+A restarted battery takes away the mount that its killed life left and mounts the same bundle again; what was populated it finds,
+and rewrites nothing under a running application. The volumes are shared with the application, which may be less trusted: no
+link that it may have planted is followed. A save that is repeated after a kill makes no second bundle where the first one was
+complete. `close` may come while either runs; it makes them end at the next chunk, and unmounts.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -15,19 +21,27 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidecar.batteries import Kind, Progress
 from sidecar.errors import NotSaved, Unreachable
 from sidecar.parameters.fuse import Destination, Source
-from sidecar.store import RESERVED, Bundle, Store, is_id, open_shared, open_store
+from sidecar.store import RESERVED, Bundle, Stopped, Store, is_id, open_shared, open_store
+
+if TYPE_CHECKING:
+    from sidecar.mount import Mount
 
 __all__ = ["KIND", "Destination", "FuseBattery", "FuseBatteryOptions", "Source", "open_battery"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FuseBatteryOptions:
     """`store` is the URL that holds the sources' bundles and takes the destinations'; `contributor` signs the latter.
+
+    `populate`: download sources instead of mounting them. `cache` is a directory that keeps up to `cache_size` bytes of what is
+    read of mounts, "" for none.
 
     `earlier` is what `ready` returned in an earlier life of the same pod: its sources are the same bundles again, wherever
     their labels point by now, for the application may be reading them.
@@ -38,6 +52,9 @@ class FuseBatteryOptions:
     destinations: tuple[Destination, ...] = ()
     contributor: str = ""
     earlier: Mapping[str, Any] | None = None
+    populate: bool = True
+    cache: str = ""
+    cache_size: int = 10 << 30
 
 
 class FuseBattery:
@@ -49,9 +66,11 @@ class FuseBattery:
         self._progress = progress
         self._store: Store = open_store(options.store)
         self._closed = threading.Event()
+        self._mounting = threading.Lock()
+        self._mounts: list[Mount] = []
 
     def ready(self) -> Mapping[str, Any]:
-        """Populate every source and make every destination; return which bundle each source turned out to be.
+        """Bring every source and make every destination; return which bundle each source turned out to be, and how it is there.
 
         SourceMissing before the first byte is fetched where any of them does not exist.
         """
@@ -61,11 +80,7 @@ class FuseBattery:
             _make_writable(destination.path)
             if destination.bundle_id_file:
                 _make_writable(os.path.dirname(os.path.abspath(destination.bundle_id_file)))
-        for source, bundle in resolved:
-            self._store.populate(bundle, source.path, self._progress, shared=True, cancelled=self._closed.is_set)
-        return {
-            "sources": [{**_told(source, bundle), "mode": "populate"} for source, bundle in resolved],
-        }
+        return {"sources": [{**_told(source, bundle), **self._bring(source, bundle)} for source, bundle in resolved]}
 
     def save(self) -> Mapping[str, Any]:
         """Keep every destination as a bundle; return which. NotSaved, naming them, where some cannot be kept; the others are."""
@@ -81,8 +96,51 @@ class FuseBattery:
         return {"destinations": saved}
 
     def close(self) -> None:
-        """Make `ready` and `save` end soon, if they run."""
+        """Make `ready` and `save` end soon, if they run, and unmount."""
         self._closed.set()
+        with self._mounting:
+            for mount in self._mounts:
+                mount.close()
+            self._mounts.clear()
+
+    def _bring(self, source: Source, bundle: Bundle) -> dict[str, str]:
+        """Have a bundle where its source wants it; return how."""
+        reason: str | None = ""
+        if not self._options.populate:
+            before = _said_earlier(source, self._options.earlier).get("mode")
+            populated = "it was populated in an earlier life, and what is there may be in use"
+            reason = populated if before == "populate" else self._mount(source, bundle)
+        if reason is None:
+            return {"mode": "mount"}
+        if reason:
+            _logger.warning("source %r is populated, not mounted: %s", source.name, reason)
+        from sidecar.mount import take_away
+
+        # An earlier life may have mounted there, and been killed.
+        take_away(source.path)
+        self._store.populate(bundle, source.path, self._progress, shared=True, cancelled=self._closed.is_set)
+        return {"mode": "populate"} | ({"not_mounted": reason} if reason else {})
+
+    def _mount(self, source: Source, bundle: Bundle) -> str | None:
+        """Mount a bundle; return why that cannot be, None where it was done."""
+        from sidecar.mount import CannotMount, Mount, is_private, may_allow_other
+        from sidecar.store.cache import Cache
+        from sidecar.store.reader import open_reader
+
+        try:
+            if is_private(source.path):
+                return (
+                    f"{source.path} lies on a volume whose mounts other containers do not see (mountPropagation: Bidirectional)"
+                )
+            cache = Cache(self._options.cache, self._options.cache_size) if self._options.cache else None
+            reader = open_reader(self._store, bundle, cache=cache)
+            with self._mounting:
+                if self._closed.is_set():
+                    raise Stopped(f"mounting {bundle.repo}: told to stop")
+                self._mounts.append(Mount(reader, source.path, allow_other=may_allow_other(), shared=True))
+        except CannotMount as error:
+            return str(error)
+        return None
 
     def _resolve(self, source: Source) -> Bundle:
         earlier = _bundle_told(source, self._options.earlier)
@@ -119,15 +177,20 @@ KIND = Kind("fuse", FuseBatteryOptions, open_battery)
 
 
 def _bundle_told(source: Source, earlier: Mapping[str, Any] | None) -> str:
-    """Return the id that an earlier life told of this very source, or "". Others write where it was kept: it may be anything."""
+    """Return the id that an earlier life told of this very source, or ""."""
+    return str(_said_earlier(source, earlier).get("bundle", ""))
+
+
+def _said_earlier(source: Source, earlier: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what an earlier life told of this very source, if anything. Others write where it was kept: it may be anything."""
     same = {key: getattr(source, key) for key in ("name", "path", "repo", "label")}
     sources = (earlier or {}).get("sources")
     for told in sources if isinstance(sources, list) else ():
         if not isinstance(told, Mapping) or {key: told.get(key) for key in same} != same:
             continue
         if is_id(told.get("bundle")) and source.bundle in ("", told["bundle"]):
-            return str(told["bundle"])
-    return ""
+            return told
+    return {}
 
 
 def _told(of: Source | Destination, bundle: Bundle) -> dict[str, Any]:

@@ -44,6 +44,7 @@ _RDONLY, _NOSUID, _NODEV = 1, 2, 4  # of mount(2)
 _DETACH, _NOFOLLOW = 2, 8  # of umount2(2)
 _STALE = (errno.ENOTCONN, errno.ECONNABORTED)
 _LONGEST_NAME = 255
+_PATIENCE = 1.0  # seconds
 _AHEAD = protocol.LARGEST_READ >> 10  # KiB that the kernel reads ahead: one READ
 # OPEN and RELEASE cost some 25 us a file, and passing through saves some 250 us a MiB: it pays from this size on.
 _WORTH_PASSING = 128 << 10
@@ -101,27 +102,30 @@ class Mount:
             if self._closed:
                 return
             self._closed = True
-            self.server.stop()
             self._reader.close()
             root = self._unmount()
+            self.server.stop()  # only now: unmounting asks, too
             if root is not None:
                 # The serving thread sits in read(2) and lets go of the connection only when something is asked; this asks.
                 with suppress(OSError):
                     os.fstatvfs(root)
                 os.close(root)
-            self._thread.join()
+            # Where another has detached it and somebody still reads, there is no way to ask: it ends with this process.
+            self._thread.join(None if root is not None else _PATIENCE)
             os.close(self._parent)
             _mounts.discard(self)
 
     def _open_parent(self, shared: bool) -> int:
         """Return a descriptor of the directory that holds the mount point, which is there, empty and with nothing stale on it."""
-        parent, self._name = os.path.split(self.path)
         try:
-            if shared:
-                fd = open_shared(parent, make=True)
-            else:
-                os.makedirs(parent, exist_ok=True)
-                fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if not shared:
+                self.path = os.path.realpath(self.path)
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            parent, self._name = os.path.split(self.path)
+            fd = open_shared(parent, make=True) if shared else os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if shared and _is_link(self._name, fd):
+                os.close(fd)
+                return self._open_behind_link()
         except OSError as error:
             raise CannotMount(f"{self.path}: {error.strerror}") from error
         try:
@@ -136,6 +140,13 @@ class Mount:
             raise
         return fd
 
+    def _open_behind_link(self) -> int:
+        """Return the same where the mount point is a link, if it is one that may be followed: see open_shared."""
+        fd = open_shared(self.path)
+        self.path = os.readlink(f"/proc/self/fd/{fd}")
+        os.close(fd)
+        return self._open_parent(shared=False)
+
     def _mount(self, allow_other: bool) -> None:
         point = os.open(self._name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._parent)
         try:
@@ -144,19 +155,30 @@ class Mount:
         finally:
             os.close(point)
         self.server = Server(self._reader, self._fd, passthrough=_is_worth_passing(self._reader))
-        self._thread = threading.Thread(target=self.server.run, name=f"mount {self.path}", daemon=True)
-        self._thread.start()
-        _mounts.add(self)
-        self.server.initialised.wait()
-        seen = os.stat(self._name, dir_fd=self._parent, follow_symlinks=False)
-        if self.server.over.is_set() or seen.st_dev == before:
-            self.close()
-            raise CannotMount(f"{self.path}: the kernel and this program do not understand each other")
-        self._device = seen.st_dev
+        try:
+            self._thread = threading.Thread(target=self.server.run, name=f"mount {self.path}", daemon=True)
+            self._thread.start()
+            _mounts.add(self)
+            self.server.initialised.wait()
+            self._device = self._look(before)
+        except BaseException:
+            _unmount(self.path, self._parent, self._name)
+            self.server.disconnect()
+            raise
         device = f"{os.major(self._device)}:{os.minor(self._device)}"
         # Root alone may: for others the kernel reads 128 KiB ahead.
         with suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w", encoding="ascii") as file:
             file.write(str(_AHEAD))
+
+    def _look(self, before: int) -> int:
+        """Return the device of what is mounted now, which is not the one that was there `before`."""
+        try:
+            device = os.stat(self._name, dir_fd=self._parent, follow_symlinks=False).st_dev
+        except OSError:
+            device = before
+        if self.server.over.is_set() or device == before:
+            raise CannotMount(f"{self.path}: the kernel and this program do not understand each other")
+        return device
 
     def _unmount(self) -> int | None:
         """Take the mount away; return a descriptor of its top, None where it was not there any more."""
@@ -164,8 +186,11 @@ class Mount:
             root = os.open(self._name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._parent)
         except OSError:
             return None
-        # Not what another has mounted there since.
-        if self.server.over.is_set() or os.fstat(root).st_dev != self._device:
+        try:
+            ours = os.fstat(root).st_dev == self._device  # not what another has mounted there since
+        except OSError as error:
+            ours = error.errno in _STALE
+        if not ours:
             os.close(root)
             return None
         _unmount(self.path, self._parent, self._name)
@@ -232,6 +257,14 @@ def _clear(parent: int, name: str, path: str) -> None:
         raise CannotMount(f"{path} is not empty: what is in it would be hidden")
     if is_mounted(os.path.join(os.readlink(f"/proc/self/fd/{parent}"), name)):
         raise CannotMount(f"{path}: a bundle is mounted there already")
+
+
+def _is_link(name: str, parent: int) -> bool:
+    try:
+        os.readlink(name, dir_fd=parent)
+    except OSError:
+        return False
+    return True
 
 
 def _names(name: str, parent: int) -> list[str]:
@@ -351,7 +384,7 @@ def _unescape(field: bytes) -> bytes:
 def _forget_in_child() -> None:
     """A forked child must not hold the connection: it would keep readers waiting for a server that has died."""
     for mount in list(_mounts):
-        mount.server._disconnect()
+        mount.server.disconnect()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -89,7 +89,7 @@ class Server:
         try:
             self._serve()
         finally:
-            self._disconnect()
+            self.disconnect()
             self.over.set()
             self.initialised.set()
 
@@ -120,7 +120,8 @@ class Server:
             if opcode == fuse.INIT:
                 self.initialised.set()
 
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
+        """Let the kernel know that nobody answers any more; ENOTCONN from now on."""
         # Not closed: threads that still bring something will answer to this number, which must not be another file's by then.
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(nothing, self._fd, inheritable=False)
