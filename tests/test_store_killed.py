@@ -252,6 +252,37 @@ def test_savers_that_are_killed_while_others_save_lose_nothing_of_theirs(tmp_pat
         seen = now
 
 
+def check_killed_at_some_moment(where: Path, tree: Path, after: float) -> None:
+    """Have a saver killed after so many seconds, or when it is done."""
+    pid = begin(lambda: save(where, tree))
+    time.sleep(after)  # any moment will do: this is when the kill comes, not what is waited for
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(look(where)) <= 1, "nobody sees a part"
+    there = sum(path.stat().st_size for path in where.glob("objects/*/*"))
+    before = {bundle.id for bundle in open_store(str(where)).bundles("data")} if (where / "repos/data/repo").exists() else set()
+    id_ = save(where, tree)
+    bundle = open_store(str(where)).resolve("data", label="main")
+    assert bundle.id == id_
+    if id_ not in before:
+        again = bundle.stored - (bundle.bytes - there)
+        assert again <= 0.1 * there, "of what was there less than a tenth is stored again"
+
+
+@pytest.mark.parametrize("moments", [5, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
+def test_whenever_an_upload_is_killed_nobody_sees_a_part_and_the_next_one_stores_little_again(
+    moments: int, tmp_path: Path, tree: Path
+) -> None:
+    for number in range(10):
+        (tree / f"large-{number}").write_bytes(random.Random(number).randbytes(3 << 20))
+    begun = time.monotonic()
+    save(tmp_path / "measured", tree)
+    whole, chance = time.monotonic() - begun, random.Random(11)
+    for _ in range(moments):
+        check_killed_at_some_moment(tmp_path / "store", tree, whole * chance.random())
+        shutil.rmtree(tmp_path / "store")
+
+
 # --- power cuts ------------------------------------------------------------------------------------------------------
 
 
