@@ -52,6 +52,7 @@ COORDINATION = (("host", "pod", "report"), ("application",), ("signals",), ("not
 # (shlex's split does not read; datetime has constants and arithmetic, its clock is looked for below); and two others, to compute.
 PURE = (
     "coordination/protocol.py",
+    "mount/protocol.py",
     "parameters/*.py",
     "store/format.py",
     "store/reference.py",
@@ -61,7 +62,7 @@ PURE = (
 )
 COMPUTES = {
     "__future__", "codecs", "collections", "dataclasses", "datetime", "difflib", "functools", "itertools", "json", "math",
-    "posixpath", "re", "shlex", "string", "typing", "unicodedata",
+    "posixpath", "re", "shlex", "string", "struct", "typing", "unicodedata",
 }  # fmt: skip
 PURE_OF_OTHERS = {"parameters/document.py": {"yaml"}, "store/format.py": {"blake3"}}
 # Names that reach the world without an import.
