@@ -201,7 +201,10 @@ def make_tree(top: Path, more: bytes = b"") -> None:
 
 
 def write_golden(where: Path, monkeypatch: pytest.MonkeyPatch, *, compressed: bool = False) -> None:
-    """Write the golden store below `where`: two bundles, the second on top of the first, and a label that was moved back."""
+    """Write the golden store below `where`: three bundles, each on top of the one before, and a label that was moved back.
+
+    The manifest of the third tells how it differs from that of the second.
+    """
     moments, numbers = iter(range(MOMENT, MOMENT + 100)), iter(range(100))
     monkeypatch.setattr("sidecar.store.bundles._now", lambda: next(moments))
     monkeypatch.setattr("sidecar.store.bundles.os.urandom", lambda count: bytes([next(numbers)]) * count)
@@ -220,6 +223,11 @@ def write_golden(where: Path, monkeypatch: pytest.MonkeyPatch, *, compressed: bo
     make_tree(where / "tree2", b", and more")
     store.save(where / "tree2", "weather", label="latest", message='second: "\x7f\x01', chunk_size=cut)
     store.set_label("weather", "latest", first.id)
+    make_tree(where / "tree3", b", and more")
+    (where / "tree3" / "run").write_bytes(b"#!/bin/zsh\n")
+    os.utime(where / "tree3" / "run", ns=(0, MOMENT))
+    (where / "tree3" / "empty").unlink()
+    store.save(where / "tree3", "weather", label="next", chunk_size=cut)
 
 
 def cut(path: str, size: int) -> int:
@@ -247,11 +255,12 @@ def test_the_bytes_that_are_written_are_those_of_the_golden_store(written: Path)
 @pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_COMPRESSED])
 def test_the_golden_stores_are_read(golden: Path, written: Path) -> None:
     store = open_store(str(golden))
-    first, second = store.bundles("weather")
+    first, second, third = store.bundles("weather")
     assert store.resolve("weather", label="latest") == first
     assert [move.bundle for move in store.label_history("weather", "latest")] == [first.id, second.id, first.id]
     assert (first.time, first.message, second.parent) == ("2026-01-02T03:00:00.125Z", "first", first.id)
-    for bundle, tree in ((first, "tree"), (second, "tree2")):
+    assert third.manifest_bytes < second.manifest_bytes / 2
+    for bundle, tree in ((first, "tree"), (second, "tree2"), (third, "tree3")):
         assert store.verify(bundle) == bundle.bytes
         store.populate(bundle, written / "back" / tree)
         # A set-group-id bit is kept in the store and does not come back.
@@ -261,11 +270,12 @@ def test_the_golden_stores_are_read(golden: Path, written: Path) -> None:
 
 @pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_COMPRESSED])
 def test_a_reader_made_from_the_specification_reads_the_golden_stores(golden: Path, written: Path) -> None:
-    read = read_store(golden, "weather", "latest")
-    expected = tree_at(written / "tree")
-    assert read.pop(b"sub") == ("directory", "0o2750", expected.pop(b"sub")[2])
-    assert read == expected
-    assert b"\xff\n%" in read
+    for label, tree in (("latest", "tree"), ("next", "tree3")):
+        read = read_store(golden, "weather", label)
+        expected = tree_at(written / tree)
+        assert read.pop(b"sub") == ("directory", "0o2750", expected.pop(b"sub")[2])
+        assert read == expected
+        assert b"\xff\n%" in read
 
 
 def test_every_name_in_the_golden_stores_is_the_hash_of_what_it_names() -> None:

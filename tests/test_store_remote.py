@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -177,3 +180,27 @@ def test_no_more_requests_are_under_way_than_the_store_allows(faults: tuple[Stor
     bundle = store.save(tmp_path / "many", "data")
     store.populate(bundle, tmp_path / "back")
     assert 1 < planned.most_under_way <= store._objects.parallel + 1
+
+
+MEASURED = """
+import json, resource, sys
+from sidecar.store import open_store
+url, options, tree = json.loads(sys.argv[1])
+store = open_store(url, **options)
+store.populate(store.save(tree, "data"), tree + "-back")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_memory_stays_bounded_whatever_the_size(emulator: Emulator, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree" / "large").open("wb") as file:
+        for _ in range(100):
+            file.write(os.urandom(4 * MIB))
+    for number in range(500):
+        (tmp_path / "tree" / str(number)).write_bytes(os.urandom(100_000))
+    told = json.dumps([emulator.url("large"), emulator.options, str(tmp_path / "tree")])
+    done = subprocess.run([sys.executable, "-c", MEASURED, told], check=True, capture_output=True, text=True)
+    assert int(done.stdout) <= 300

@@ -87,7 +87,7 @@ def _have_one_attempt(filesystem: Any) -> None:
 class RemoteObjects:
     """Any fsspec file system; see objects.Objects."""
 
-    parallel = 8  # a request waits more than it works; each holds a chunk in memory, twice
+    parallel = 6  # each holds a chunk in memory three times while it arrives; with 8, memory peaked at 303 MiB
     pack = 8 * MIB  # a client holds it a second and a third time
     sealing = 2
 
