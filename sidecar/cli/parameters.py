@@ -13,20 +13,20 @@ import click
 from sidecar.errors import Fault, ParametersError
 
 FUSE_EPILOG = """\b
+Python: sidecar.parameters.fuse.fuse_document, sidecar.parameters.exports.fuse_variables
+Exit status: 0; 65 it is malformed, every fault with its place.
 Example:
   eval "$(sidecar parameters fuse < fuse-params.yaml)"
-
-Python: sidecar.parameters.fuse.fuse_document, sidecar.parameters.exports.fuse_variables
 """
 POSTGRES_EPILOG = """\b
+Python: sidecar.parameters.postgres.postgres_document, sidecar.parameters.exports.postgres_variables
+Exit status: 0; 65 it is malformed, every fault with its place.
 Example:
   eval "$(sidecar parameters postgres < pgparams.yaml)"
-
-Python: sidecar.parameters.postgres.postgres_document, sidecar.parameters.exports.postgres_variables
 """
 
 
-@click.group()
+@click.group(epilog='Example:  eval "$(sidecar parameters fuse < fuse-params.yaml)"')
 def parameters() -> None:
     """Print a YAML configuration as variables for a shell."""
 

@@ -37,7 +37,7 @@ LIMITS = ("appear-timeout", "ready-timeout", "run-timeout", "save-timeout", "gra
     epilog="""\b
 Exit status: the command's own, exactly. Where it did not fail: 2 usage; 65, 66, 74, 78 as the battery
 ended (malformed, no such source, store unreachable, contradiction); 69 the battery died; 73 the output was
-not saved; 75 a deadline passed.
+not saved; 75 a deadline passed; 125 a run in the same -c DIR was begun before, and its end is not known.
 Example:  sidecar run --source weather@latest:in --dest out:results@daily -- python3 analyse.py in out""",
 )
 @click.option("--source", "sources", multiple=True, metavar="REPO[@LABEL]:DIR", help="Have this bundle in DIR before CMD starts.")

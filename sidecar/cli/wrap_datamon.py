@@ -20,7 +20,8 @@ def main() -> NoReturn:
     from sidecar.cli.entry import run
 
     status = run(command, NAME, obj=signals)
-    sys.stdout.flush()
+    if sys.stdout is not None:  # as where it was closed when we started
+        sys.stdout.flush()
     # At once: a transfer that does not end must not keep a container that has said its last word.
     os._exit(status)
 
