@@ -27,7 +27,7 @@ _LONG = 30.0  # seconds after which something that was to end soon has not
 def check_store(make_store: Callable[[], Store]) -> None:
     """Assert the contract of a store. `make_store` returns a new, empty one each time."""
     with tempfile.TemporaryDirectory() as folder:
-        for check in (_keeps_a_tree, _has_labels, _stores_once, _tells_what_is_missing, _refuses_names, _lets_many_save, _stops):
+        for check in _STORE:
             place = os.path.join(folder, check.__name__)
             os.mkdir(place)
             check(make_store(), place)
@@ -200,6 +200,33 @@ def _stops(store: Store, folder: str) -> None:
     back = os.path.join(folder, "back")
     _expect(Stopped, lambda: store.populate(bundle, back, cancelled=lambda: True))
     assert os.listdir(back) == [], "what was stopped leaves nothing half there"
+
+
+def _cut(path: str, size: int) -> int:
+    return 64 << 10 if path == "large" and size else 0
+
+
+def _is_looked_after(store: Store, folder: str) -> None:
+    assert (store.check().faults, store.prune().objects) == ((), 0), "of a store that was never written to, too"
+    tree = _tree(folder)
+    first = store.save(tree, "data", label="main", chunk_size=_cut)
+    _write(tree, "new", b"new")
+    second = store.save(tree, "data", label="main", chunk_size=_cut)
+    assert second.stored == 3, f"what is cut otherwise is stored once as well, not {second.stored} bytes"
+    assert [change.path for change in store.diff(first, second) if change.what == "added"] == ["new"]
+    found = store.check(read_data=True)
+    assert (found.faults, found.bundles, found.unneeded) == ((), 2, 0), found
+    assert (store.prune().objects, store.prune().manifests) == (0, 0), "what bundles refer to is no garbage"
+    assert store.verify(first) == first.bytes
+    back = os.path.join(folder, "back")
+    store.populate(second, back)
+    assert read_tree(back) == read_tree(tree), "what is populated is what was saved"
+
+
+_STORE = (
+    *(_keeps_a_tree, _has_labels, _stores_once, _tells_what_is_missing, _refuses_names),
+    *(_lets_many_save, _stops, _is_looked_after),
+)
 
 
 def _expect(kind: type[SidecarError], call: Callable[[], object]) -> SidecarError:

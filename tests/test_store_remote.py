@@ -106,6 +106,23 @@ def test_an_object_that_is_missing_or_cut_short_is_told_with_its_file(emulator: 
             store.populate(bundle, tmp_path / "back")
 
 
+def test_what_no_bundle_refers_to_is_pruned_and_what_is_damaged_is_found(emulator: Emulator, tree: Path) -> None:
+    store = new_store(emulator)
+    bundle = store.save(tree, "data")
+    garbage = f"objects/ab/ab{'0' * 62}"
+    store._objects.put(garbage, b"garbage")
+    assert store.check().unneeded == 1
+    assert store.prune().bytes == 7
+    assert store.check(read_data=True).faults == ()
+    piece = next(entry for entry in store.manifest(bundle) if entry.path == "two").pieces[0]
+    name = f"objects/{piece.object[:2]}/{piece.object}"
+    store._objects.put(name, bytes(store._objects.size(name)), anew=True)
+    (fault,) = store.check(read_data=True).faults
+    assert f"bundle {bundle.id}, file '" in fault
+    assert name in fault
+    assert store._objects.names("uploads") == []
+
+
 # --- what is tried again ---------------------------------------------------------------------------------------------
 
 
