@@ -2,10 +2,10 @@
 
     python tests/bench/mount.py [DIRECTORY]        # where the trees and the store go; by default a temporary one in /dev/shm
 
-Each figure is the median of ROUNDS. In every round the mount is new, and the plain directory is measured right before or after by the
-same means, so only their ratio counts. *Cold*: this mount has read nothing yet; with a cache directory, the file is whole in that.
-*Warm*: the second time. What lies below the mount, the store's objects, and the plain files are in the page cache, which is the
-hardest to compare with; in the rows *from disk* neither is (on a memory file system these rows are left out).
+Each figure is the median of ROUNDS. In every round the mount is new, and the plain directory is measured right before or after
+by the same means, so only their ratio counts. *Cold*: this mount has read nothing yet; with a cache directory, the file is whole
+in that. *Warm*: the second time. What lies below the mount, the store's objects, and the plain files are in the page cache, which
+is the hardest to compare with; in the row *from disk* neither is (on a memory file system that row is left out).
 """
 
 from __future__ import annotations
