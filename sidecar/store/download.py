@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import accumulate
+from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 from blake3 import blake3
@@ -245,7 +246,7 @@ def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, 
     What is there with the same type, size, mtime and mode is left alone. Corrupt where a chunk is not what it was, unless such
     files are to be left out; Unreachable where the directory cannot be written or something of another type stands in the way.
     """
-    with _writing(path, ""):
+    with _Guard(path, ""):
         tree = Directories(path, shared=how.shared, make=True)
     try:
         with _turn(tree.top, meter.check), Window[Fetched](how.parallel) as window:
@@ -256,12 +257,20 @@ def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, 
         tree.close()
 
 
-@contextmanager
-def _writing(top: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unreachable(f"{os.path.join(top, path)}: {error.strerror or error}") from error
+class _Guard:
+    """Within it, what the file system refuses is Unreachable and names the path. (A generator would take four times as long.)"""
+
+    __slots__ = ("_path", "_top")
+
+    def __init__(self, top: str, path: str) -> None:
+        self._top, self._path = top, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            raise Unreachable(f"{os.path.join(self._top, self._path)}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -301,10 +310,12 @@ class _Populate:
         self.left_out: list[str] = []
         self._temporary = -1
         self._open: set[int] = set()
+        self._made: set[str] = set()
+        self._prefix, self._number = secrets.token_hex(8), 0
 
     def run(self, entries: Sequence[Entry]) -> None:
         self._meter.total = sum(entry.size for entry in entries)
-        with _writing(self._top, RESERVED):
+        with _Guard(self._top, RESERVED):
             self._clean()
         try:
             for entry in entries:
@@ -340,10 +351,11 @@ class _Populate:
 
     def _directory(self, entry: Entry) -> None:
         parent, name = split(entry.path)
-        with _writing(self._top, entry.path):
+        with _Guard(self._top, entry.path):
             fd = self._tree.fd(parent)
             try:
                 os.mkdir(name, 0o700, dir_fd=fd)
+                self._made.add(entry.path)
             except FileExistsError:
                 seen = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 self._same_type(entry, seen)
@@ -352,7 +364,9 @@ class _Populate:
 
     def _is_there(self, entry: Entry) -> bool:
         parent, name = split(entry.path)
-        with _writing(self._top, entry.path):
+        if parent in self._made:
+            return False  # whoever puts something there meanwhile has it replaced, as between a look and a write
+        with _Guard(self._top, entry.path):
             fd = self._tree.fd(parent)
             try:
                 seen = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -379,8 +393,8 @@ class _Populate:
             )
 
     def _link(self, entry: Entry) -> None:
-        with _writing(self._top, entry.path):
-            name = secrets.token_hex(8)
+        with _Guard(self._top, entry.path):
+            name = self._temporary_name()
             os.symlink(entry.target, name, dir_fd=self._temporary)
             os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=self._temporary, follow_symlinks=False)
             self._publish(entry, name)
@@ -448,7 +462,7 @@ class _Populate:
     def _write_in_threads(self, entry: Entry) -> None:
         writing = self._create(entry)
         if entry.pieces:
-            with _writing(self._top, entry.path):
+            with _Guard(self._top, entry.path):
                 os.truncate(writing.fd, entry.size)
 
         def fetch(batch: Batch, offset: int) -> Fetched:
@@ -490,15 +504,19 @@ class _Populate:
             offset += size
 
     def _create(self, entry: Entry) -> _Writing:
-        name = secrets.token_hex(8)
-        with _writing(self._top, entry.path):
+        name = self._temporary_name()
+        with _Guard(self._top, entry.path):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             fd = os.open(name, flags, 0o600, dir_fd=self._temporary)
         self._open.add(fd)
         return _Writing(entry, name, fd)
 
+    def _temporary_name(self) -> str:
+        self._number += 1
+        return f"{self._prefix}-{self._number}"
+
     def _write(self, writing: _Writing, offset: int, view: memoryview) -> None:
-        with _writing(self._top, writing.entry.path):
+        with _Guard(self._top, writing.entry.path):
             while view:
                 count = os.pwrite(writing.fd, view, offset)
                 offset, view = offset + count, view[count:]
@@ -510,7 +528,7 @@ class _Populate:
             os.close(writing.fd)
             self._leave_out(entry, writing.error)
             return  # what is there of it goes with the temporary directory
-        with _writing(self._top, entry.path):
+        with _Guard(self._top, entry.path):
             os.fchmod(writing.fd, entry.mode & _RESTORED)
             os.utime(writing.fd, ns=(entry.mtime, entry.mtime))
             self._open.discard(writing.fd)
@@ -522,7 +540,7 @@ class _Populate:
         os.rename(temporary, name, src_dir_fd=self._temporary, dst_dir_fd=self._tree.fd(parent))
 
     def _finish_directory(self, entry: Entry) -> None:
-        with _writing(self._top, entry.path):
+        with _Guard(self._top, entry.path):
             fd = self._tree.fd(entry.path)
             seen = os.fstat(fd)
             # Set-group-id is what a volume's fsGroup put there, not the bundle: it stays.
