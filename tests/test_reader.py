@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from sidecar.errors import Corrupt, Unreachable
 from sidecar.store import Bundle, Store, open_store
 from sidecar.store.cache import Cache
-from sidecar.store.format import FILE, MIB
+from sidecar.store.format import FILE, MIB, Piece
 from sidecar.store.reader import ROOT, Reader, Tree, open_reader
 
 SIZES = {"empty": 0, "one": 1, "small": 4096, "edge": MIB, "packed-end": 8 * MIB + 5, "large": 20 * MIB + 12345}
@@ -195,6 +197,59 @@ def test_memory_is_bounded(store: Store, bundle: Bundle) -> None:
     done = subprocess.run([sys.executable, "-c", code, store.url], capture_output=True, text=True, check=True)
     # 16 MiB that are kept, and what four threads have under way.
     assert int(done.stdout) < 120 << 10
+
+
+class Recorded:
+    """Chunks, each of which can be waited for to be asked for."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        self.asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read(self, path: str, piece: Piece, view: memoryview) -> None:
+        self.asked.put(piece.hash)
+        self.reader.read(path, piece, view)
+
+    def many(self, pieces: Any) -> Any:
+        return self.reader.many(pieces)
+
+
+def test_who_reads_on_is_read_ahead_of_and_who_jumps_is_not(tmp_path: Path) -> None:
+    store, bundle = own_store(tmp_path, large=random.Random(2).randbytes(48 * MIB))
+    chunks = Recorded(store.reader(bundle))
+    reader = Reader(store.manifest(bundle), chunks, 4)  # type: ignore[arg-type]
+    hashes = [piece.hash for piece in store.manifest(bundle)[0].pieces]
+    for jump in (4, 1):
+        read(reader, "large", jump * 8 * MIB, 10)
+        assert chunks.asked.get(timeout=60) == hashes[jump]
+    assert chunks.asked.empty()
+    read(reader, "large", 2 * 8 * MIB, 10)
+    assert {chunks.asked.get(timeout=60) for _ in range(3)} == {hashes[2], hashes[3], hashes[5]}, "and what is here is not asked"
+    reader.close()
+
+
+def test_a_chunk_that_many_wait_for_is_asked_for_once(tmp_path: Path) -> None:
+    store, bundle = own_store(tmp_path, large=content("large"))
+    chunks = Recorded(store.reader(bundle))
+    reader = Reader(store.manifest(bundle), chunks, 4)  # type: ignore[arg-type]
+    node = reader.tree.find(b"large")
+    came: queue.SimpleQueue[object] = queue.SimpleQueue()
+    for _ in range(20):
+        reader.fetch(node, 0, 10, lambda views, _: came.put(bytes((views or ())[0])))
+    assert [came.get(timeout=60) for _ in range(20)] == [content("large")[:10]] * 20
+    assert chunks.asked.qsize() == 1
+    reader.close()
+
+
+def test_any_store_is_read(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in SIZES:
+        (tmp_path / "tree" / name).write_bytes(content(name))
+    store = open_store(f"memory://{tmp_path.name}")
+    reader = open_reader(store, store.save(tmp_path / "tree", "r"))
+    for name in SIZES:
+        assert read(reader, name) == content(name)
+    reader.close()
 
 
 # --- faults ------------------------------------------------------------------------------------------------------------

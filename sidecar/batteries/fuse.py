@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KIND", "Destination", "FuseBattery", "FuseBatteryOptions", "Source", "open_battery"]
 
+_LEAST_MEMORY = 32 << 20
 _logger = logging.getLogger(__name__)
 
 
@@ -125,7 +126,7 @@ class FuseBattery:
         """Mount a bundle; return why that cannot be, None where it was done."""
         from sidecar.mount import CannotMount, Mount, is_private, may_allow_other
         from sidecar.store.cache import Cache
-        from sidecar.store.reader import open_reader
+        from sidecar.store.reader import MEMORY, open_reader
 
         try:
             if is_private(source.path):
@@ -133,7 +134,9 @@ class FuseBattery:
                     f"{source.path} lies on a volume whose mounts other containers do not see (mountPropagation: Bidirectional)"
                 )
             cache = Cache(self._options.cache, self._options.cache_size) if self._options.cache else None
-            reader = open_reader(self._store, bundle, cache=cache)
+            # All mounts of a sidecar keep together what a single one may.
+            memory = max(MEMORY // len(self._options.sources), _LEAST_MEMORY)
+            reader = open_reader(self._store, bundle, memory=memory, cache=cache)
             with self._mounting:
                 if self._closed.is_set():
                     raise Stopped(f"mounting {bundle.repo}: told to stop")

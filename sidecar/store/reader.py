@@ -41,7 +41,7 @@ MEMORY = 128 * MIB
 TOGETHER = 1 * MIB  # small chunks come in blocks of so many bytes: a request costs as much as some 5 MiB, a wait as 1
 LOCAL, REMOTE = 4, 8  # requests at once: a service's waits more than it works
 ROOT = 1
-_SET_ASIDE = 12  # buffers of a size; more are in use only while many wait for the store
+_SET_ASIDE = 6  # buffers of a size; more are in use only while many wait for the store
 _LAYOUTS = 64  # of segments of tables: 2 GiB of a file in pages of 8 KiB, some 2 MiB of memory each
 
 Done = Callable[[Sequence[memoryview] | None, BaseException | None], None]
