@@ -257,11 +257,15 @@ def postgres(bench: Bench) -> None:
     cut = [sys.executable, HERE, "--save-pages", cluster.data]
     ours = Peer("sidecar", lambda _, store: [*cut, store])
     cluster.make(bench.sizes.scale)
+    # Each round begins with the same cluster: what one update leaves to be tidied up is work of the next.
+    bench.quietly(["cp", "-a", cluster.data, cluster.data + "-new"])
     for number in range(min(3, bench.sizes.rounds)):
         stores = {peer.name: f"{bench.top}/store-{peer.name}" for peer in (ours, *keeping)}
         for peer in (ours, *keeping):
             if peer.begin is not None:
                 bench.quietly(peer.begin(stores[peer.name]))
+        shutil.rmtree(cluster.data)
+        bench.quietly(["cp", "-a", cluster.data + "-new", cluster.data])
         for work, share in (("D first", 0.0), ("D again", 0.0001), ("E again", 0.01)):
             if share:
                 cluster.update(share)
