@@ -417,6 +417,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less of everything: does it run?")
     parser.add_argument("--rounds", type=int, help="how often each is measured")
     parser.add_argument("--only", default="ABDG", help="which kinds of work; C goes with A")
+    parser.add_argument("--peers", metavar="NAME,...", help="beside these alone, as in cp,restic")
     parser.add_argument("--at", default="/dev/shm" if os.path.isdir("/dev/shm") else None, help="the directory to work in")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save-pages", nargs=2, help=argparse.SUPPRESS)
@@ -434,6 +435,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.at, prefix="bench-") as top:
         os.chmod(top, 0o755)
         bench = Bench(top, sizes)
+        if arguments.peers:
+            wanted = {"sidecar", *arguments.peers.split(",")}
+            bench.peers = [peer for peer in bench.peers if peer.name.split()[0] in wanted]
         for kind in arguments.only.replace("C", ""):
             KINDS[kind](bench)
         report(bench, as_json=arguments.json)
