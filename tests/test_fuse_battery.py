@@ -51,7 +51,7 @@ def out(tmp_path: Path) -> Path:
 def battery(store: Store, *what: Source | Destination, earlier: Mapping[str, Any] | None = None) -> FuseBattery:
     sources = tuple(each for each in what if isinstance(each, Source))
     destinations = tuple(each for each in what if isinstance(each, Destination))
-    return open_battery(FuseBatteryOptions(store.url, sources, destinations, "someone", earlier), lambda *_: None)
+    return open_battery(FuseBatteryOptions(store.url, sources, destinations, "someone", earlier, populate=True), lambda *_: None)
 
 
 def source(path: Path, label: str = "latest", bundle: str = "") -> Source:
@@ -229,7 +229,7 @@ def test_closing_ends_what_is_under_way(method: str, store: Store, weather: Bund
         ours.close()
 
     what = source(tmp_path / "in"), destination(tmp_path / "weather")
-    ours = open_battery(FuseBatteryOptions(store.url, what[:1], what[1:]), progress)
+    ours = open_battery(FuseBatteryOptions(store.url, what[:1], what[1:], populate=True), progress)
     with pytest.raises(Stopped):
         getattr(ours, method)()
     assert not (tmp_path / "store" / "repos" / "results" / "bundles").exists()
@@ -327,7 +327,7 @@ def mounting(store: Store) -> Iterator[Callable[..., FuseBattery]]:
     made: list[FuseBattery] = []
 
     def make(*sources: Source, **options: Any) -> FuseBattery:
-        made.append(open_battery(FuseBatteryOptions(store.url, sources, populate=False, **options), lambda *_: None))
+        made.append(open_battery(FuseBatteryOptions(store.url, sources, **options), lambda *_: None))
         return made[-1]
 
     yield make
@@ -404,7 +404,7 @@ KILLED = """
 import os, sys
 from sidecar.batteries.fuse import FuseBatteryOptions, Source, open_battery
 what = Source("input", sys.argv[2], "weather", "latest")
-open_battery(FuseBatteryOptions(sys.argv[1], (what,), populate=False), lambda *_: None).ready()
+open_battery(FuseBatteryOptions(sys.argv[1], (what,)), lambda *_: None).ready()
 os.kill(os.getpid(), 9)
 """
 
@@ -455,7 +455,7 @@ from sidecar.batteries.fuse import FuseBatteryOptions, Source, open_battery
 from sidecar.errors import Unreachable
 for name in ("plain", "in"):
     what = Source("input", f"{sys.argv[2]}/{name}", "weather", "latest")
-    battery = open_battery(FuseBatteryOptions(sys.argv[1], (what,), populate=False), lambda *_: None)
+    battery = open_battery(FuseBatteryOptions(sys.argv[1], (what,)), lambda *_: None)
     try:
         print(name, battery.ready()["sources"][0]["mode"])
     except Unreachable as error:

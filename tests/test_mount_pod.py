@@ -10,20 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from processes import HANG, LONG, Pod, Started, until
+from processes import BIN, HANG, LONG, Pod, Started, until
 
 from sidecar.coordination.protocol import READY
 from sidecar.mount import is_mounted
 from sidecar.store import Store, open_store
-
-# wrap_datamon, told to mount whatever its defaults are.
-DATAMON = """
-import functools
-from sidecar.cli import datamon
-datamon.FuseBatteryOptions = functools.partial(datamon.FuseBatteryOptions, populate=False)
-from sidecar.cli.wrap_datamon import main
-main()
-"""
 
 
 class Job(Pod):
@@ -45,7 +36,7 @@ class Job(Pod):
     def datamon(self, *more: str) -> Started:
         bring = f"bundle mount --repo weather --label latest --mount {self.source}"
         keep = f"bundle upload --path {self.out} --message m --repo results --label daily"
-        return self.python(DATAMON, "-c", self.coord, "--store", self.store.url, "-d", bring, "-d", keep, *more)
+        return self.start(BIN / "wrap_datamon", "-c", self.coord, "--store", self.store.url, "-d", bring, "-d", keep, *more)
 
     def wrap_shell(self, command: str, *options: str) -> Started:
         return self.wrap("-b", "fuse", *options, "--", "sh", "-c", command)

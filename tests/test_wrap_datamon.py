@@ -60,8 +60,11 @@ class Job(Pod):
         prefix: Sequence[str] = (),
         without: Sequence[str] = (),
     ) -> Started:
-        """Start `wrap_datamon -c COORD ARGUMENTS…`, behind `prefix`; `without` these variables."""
-        where = ("-c", self.coord) if coord else ()
+        """Start `wrap_datamon --populate -c COORD ARGUMENTS…`, behind `prefix`; `without` these variables.
+
+        A source that is mounted is the matter of test_mount_pod.py: this one can be held while it is prepared.
+        """
+        where = ("--populate", "-c", self.coord) if coord else ("--populate",)
         unset = ("env", *(word for name in without for word in ("-u", name))) if without else ()
         return self.start(*prefix, *unset, WRAP_DATAMON, *where, *arguments, env={**self.environment, **(env or {})})
 

@@ -53,7 +53,7 @@ class FuseBatteryOptions:
     destinations: tuple[Destination, ...] = ()
     contributor: str = ""
     earlier: Mapping[str, Any] | None = None
-    populate: bool = True
+    populate: bool = False
     cache: str = ""
     cache_size: int = 10 << 30
 

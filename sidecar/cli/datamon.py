@@ -11,6 +11,7 @@ import click
 from sidecar import __version__, batteries, process
 from sidecar.batteries.fuse import FuseBatteryOptions
 from sidecar.cli.entry import complain, printable
+from sidecar.cli.mount import parse_size
 from sidecar.cli.store_option import store_url
 from sidecar.cli.wrap_application import STAY, seconds, write_termination_message
 from sidecar.coordination import host, protocol
@@ -77,7 +78,9 @@ Example:
     help="Where bundles are: file:///srv/store, a plain path, or any URL that fsspec knows.  "
     "[default: $SIDECAR_STORE, else sidecar/store in the user's data directory]",
 )
-@click.option("--populate", is_flag=True, help="Download sources instead of mounting them; in this version they always are.")
+@click.option("--cache", metavar="DIR", default="", help="Keep what is read of mounted sources in DIR; without it, in memory.")
+@click.option("--cache-size", metavar="SIZE", type=parse_size, default="10G", show_default=True, help="How much is kept in DIR.")
+@click.option("--populate", is_flag=True, help="Download sources before the application starts instead of mounting them.")
 @click.option(
     "--save", type=click.Choice(protocol.POLICIES), help="When to keep destinations.  [default: as the application says]"
 )
@@ -111,7 +114,9 @@ def command(
     context: str,
     stay: bool,
     store: str,
-    populate: bool,  # noqa: ARG001  # in this version always
+    cache: str,
+    cache_size: int,
+    populate: bool,
     save: str | None,
     native: bool,
     appear_timeout: float,
@@ -146,7 +151,8 @@ def command(
         for note in configured.notes:
             complain(NAME, note)
         options = configured.options
-        ending = _serve(options, store, replace(how, stay=STAY if options.stay else 0.0), signals)
+        mounting = {"populate": populate, "cache": os.path.abspath(cache) if cache else "", "cache_size": cache_size}
+        ending = _serve(options, mounting, store, replace(how, stay=STAY if options.stay else 0.0), signals)
     except SidecarError as error:
         write_termination_message(termination_log, str(error))
         raise
@@ -156,11 +162,13 @@ def command(
     return ending.status
 
 
-def _serve(options: FuseOptions, store: str, how: host.Options, signals: process.SignalQueue) -> Ending:
+def _serve(
+    options: FuseOptions, mounting: Mapping[str, Any], store: str, how: host.Options, signals: process.SignalQueue
+) -> Ending:
     kind = batteries.find("fuse")
     with Directory(options.coordination) as directory:
         battery = FuseBatteryOptions(
-            store, options.sources, options.destinations, options.contributor, earlier=_earlier(directory)
+            store, options.sources, options.destinations, options.contributor, earlier=_earlier(directory), **mounting
         )
         return host.serve(
             directory, FUSE, lambda progress: kind.open(battery, progress), how, signals, lambda line: complain(NAME, line)
