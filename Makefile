@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install --constra
 DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check debian bench-coordination bench-data clean
+.PHONY: help demo test test-long check debian bench-coordination bench-data bench-mount clean
 
 help:
 	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-long            the slow campaigns in full'
 	@echo 'make bench-coordination   how fast containers hear each other, beside the peers'
 	@echo 'make bench-data           how fast bundles are kept and fetched, beside the peers'
+	@echo 'make bench-mount          how fast a mounted bundle is, beside a plain directory'
 
 debian:
 	@missing=; for entry in $(DEBIAN); do [ -e $${entry#*:} ] || missing="$$missing $${entry%%:*}"; done; \
@@ -72,6 +73,11 @@ bench-data: $(VENV)/.test
 	@$(MAKE) --no-print-directory debian DEBIAN='restic:/usr/bin/restic rclone:/usr/bin/rclone borgbackup:/usr/bin/borg postgresql:/usr/lib/postgresql'
 	@$(BIN)/python -m compileall -q sidecar
 	@$(BIN)/python tests/bench/data.py
+
+bench-mount: $(VENV)/.core
+	@$(MAKE) --no-print-directory debian
+	@$(BIN)/python -m compileall -q sidecar
+	@$(BIN)/python tests/bench/mount.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist
