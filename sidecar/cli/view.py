@@ -118,7 +118,8 @@ def _line(p: Participant) -> str:
     assert p.record is not None
     took = f" after {duration(p.phases[-2].seconds)}" if len(p.phases) > 1 else ""
     if p.standing == WAITING:
-        return f"{p.name}: waits for {', '.join(w.name for w in p.waits)}" if p.waits else f"{p.name}: waiting"
+        # Where it waits no more by now, it did until now: a line is told of each state, however soon it is over.
+        return f"{p.name}: waits for {', '.join([w.name for w in p.waits] or [name for name, _ in p.record.peers])}"
     if p.standing == EXITED and p.record.exit is not None:
         why = f": {p.record.exit.reason}" if p.record.exit.reason else ""
         return f"{p.name}: the command ended with status {p.record.exit.status}{took}{why}"
