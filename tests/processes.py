@@ -25,6 +25,7 @@ from typing import Any
 from sidecar import linux
 from sidecar.coordination.protocol import APPLICATION, Battery, Record, batteries_of
 from sidecar.coordination.signals import Directory
+from sidecar.store.format import CHUNK
 
 # After this many seconds something hangs. Never a measure of speed: the machine may be busy.
 HANG = 60.0
@@ -172,6 +173,13 @@ except SidecarError as error:
     status = error.status
 os._exit(status)
 """
+
+
+def make_long_to_save(path: Path) -> None:
+    """Make a file that takes long to save and little room: a page in each chunk of a large hole, for holes are not read."""
+    with path.open("wb") as file:
+        for number in range(16384):
+            os.pwrite(file.fileno(), b"page", number * CHUNK)
 
 
 # --- processes ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+from processes import make_long_to_save
 
 from sidecar.cli.bundle import bundle, label, repo
 from sidecar.cli.entry import run
@@ -454,8 +455,8 @@ def test_rich_is_not_imported_where_there_is_no_bar(tree: Path, tmp_path: Path) 
 
 
 def test_control_c_ends_an_upload_with_130_and_leaves_no_bundle(tree: Path, tmp_path: Path, store: Store) -> None:
-    with (tree / "large").open("wb") as file:
-        file.truncate(1 << 38)  # a hole: it takes minutes to read
+    (tree / "an object of its own").write_bytes(os.urandom(2 << 20))  # that it is there tells that the upload is under way
+    make_long_to_save(tree / "large")
     command: Any = [SIDECAR, "bundle", "upload", str(tree), "--repo", "weather", "--store", str(tmp_path / "store")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + HANG

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from processes import BIN, LONG, Pod, Started, children_of, gone, processes, session_of, state_of, until
+from processes import BIN, LONG, Pod, Started, children_of, gone, make_long_to_save, processes, session_of, state_of, until
 
 from sidecar.coordination.protocol import PREPARING, READY, RUNNING, SAVING, WAITING
 from sidecar.store import Bundle, Store, open_store
 
 SIDECAR = str(BIN / "sidecar")
-# Many of these are read for minutes, so saving one lasts until it is ended.
-HUGE = 1 << 40
 # Copies what is in `in` to `out` and prints one line.
 COPY = ("sh", "-c", "cp in/* out; echo copied")
 
@@ -75,8 +73,7 @@ class Job(Pod):
 
     def saving_lasts(self) -> None:
         """Have a file among the output that takes very long to save."""
-        with (self.out / "huge").open("wb") as file:
-            file.truncate(HUGE)
+        make_long_to_save(self.out / "huge")
 
     def child(self, started: Started, program: str) -> int:
         """Return the process of `sidecar run` that runs `program`, once it is there."""

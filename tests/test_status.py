@@ -1063,11 +1063,12 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 def on_a_terminal(*words: str | Path, columns: int = 80, **environment: str) -> str:
     """Return what a command writes to a terminal of so many columns."""
-    environment = {**{k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}, **environment}
+    given = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
+    environment = {**given, "TERM": "xterm-256color", **environment}
     child, terminal = pty.fork()
     if child == 0:
         try:
-            os.execve(SIDECAR, ["sidecar", *map(str, words)], {"TERM": "xterm-256color", **environment})
+            os.execve(SIDECAR, ["sidecar", *map(str, words)], environment)
         finally:
             os._exit(127)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))

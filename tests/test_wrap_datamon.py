@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from processes import BIN, LONG, PID_1, SHELLS, Pod, Started, children_of, until
+from processes import BIN, LONG, PID_1, SHELLS, Pod, Started, children_of, make_long_to_save, until
 
 from sidecar.coordination.protocol import DONE, FAILED, PREPARING, READY, RUNNING, SAVING, WAITING
 from sidecar.store import Bundle, Store, open_store
 from sidecar.testing import read_tree
 
 WRAP_DATAMON = str(BIN / "wrap_datamon")
-# Many of these are read for minutes, so saving one lasts until it is ended.
-HUGE = 1 << 40
 
 
 class Job(Pod):
@@ -96,8 +94,7 @@ class Job(Pod):
     def saving_lasts(self) -> Path:
         """Have a file among the output that takes very long to save."""
         path = self.out / "huge"
-        with path.open("wb") as file:
-            file.truncate(HUGE)
+        make_long_to_save(path)
         return path
 
 
@@ -747,8 +744,7 @@ def test_killed_while_it_uploads_it_makes_no_second_bundle_of_what_was_complete(
     second = job.file("second")
     second.mkdir()
     (job.out / "small").touch()
-    with (second / "large").open("wb") as file:
-        file.truncate(HUGE)
+    make_long_to_save(second / "large")
     more = ("-d", f"bundle upload --path {second} --message second --repo others --label daily")
     battery = job.datamon(*job.keep, *more)
     application = job.wrap("-b", "fuse", "--rejoin-timeout", "1h", "--", "true")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 from click.shell_completion import shell_complete
@@ -21,7 +21,13 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 def enter(command: click.Command, name: str) -> NoReturn:
     """Run `command` with the arguments of this process, and exit."""
-    sys.exit(run(command, name))
+    status = run(command, name)
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _drop(sys.stderr)
+    sys.exit(status)
 
 
 def run(command: click.Command, name: str, obj: object = None) -> int:
@@ -72,9 +78,14 @@ def run(command: click.Command, name: str, obj: object = None) -> int:
 
 
 def _dropped(status: int) -> int:
-    """Return `status`, all output being dropped from now on: Python would try and complain once more while it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Return `status`, all output being dropped from now on."""
+    _drop(sys.stdout)
     return status
+
+
+def _drop(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere: Python would try once more while it exits, and end with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(name: str, message: str) -> None:
