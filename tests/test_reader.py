@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import HANG
 
 from sidecar.errors import Corrupt, Unreachable
 from sidecar.store import Bundle, Store, open_store
@@ -351,6 +352,32 @@ def test_the_cache_keeps_to_its_limit_and_drops_what_was_used_longest_ago(tmp_pa
         read(reader, name)
     settle(reader)
     assert sum(kept.stat().st_blocks * 512 for kept in cached(tmp_path)) <= 9 * MIB
+
+
+def test_what_several_threads_keep_at_once_is_counted_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(str(tmp_path / "cache"), 8 * MIB)
+    together = threading.Barrier(4)
+    truncate = os.ftruncate
+
+    def all_have_room_and_none_has_written(fd: int, size: int) -> None:
+        together.wait(timeout=HANG)
+        truncate(fd, size)
+
+    monkeypatch.setattr(os, "ftruncate", all_have_room_and_none_has_written)
+    for turn in range(3):
+        keys = [f"{turn}{thread}" * 32 for thread in range(4)]
+        threads = [threading.Thread(target=cache.keep, args=(key, MIB, 0, memoryview(bytes(MIB)))) for key in keys]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert 4 * MIB <= sum(kept.stat().st_size for kept in cached(tmp_path)) <= 8 * MIB
+
+
+def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path / "cache"), MIB)
+    assert cache.keep("aa", MIB, 0, memoryview(bytes(MIB)))
+    assert not cache.keep("bb", MIB + 1, 0, memoryview(bytes(MIB + 1)))
 
 
 def test_a_cache_on_a_full_disk_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

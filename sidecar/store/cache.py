@@ -40,7 +40,8 @@ class Cache:
         """Keep up to about `limit` bytes in `directory`, which is made, for this user alone. Unreachable where that cannot be."""
         self.directory, self._limit = directory, limit
         self._lock = threading.Lock()
-        self._written = limit  # measure before the first byte
+        self._since = limit  # bytes since the directory was measured: do so before the first one
+        self._under_way = 0  # bytes that were given room and are not written yet
         self._resting = 0.0
         self._made: set[str] = set()
         try:
@@ -64,9 +65,8 @@ class Cache:
 
     def keep(self, key: str, whole: int, at: int, data: memoryview) -> bool:
         """Put `data` at `at` of the file `key`, which is to have `whole` bytes; say whether that was done."""
-        if len(data) > self._limit or time.monotonic() < self._resting:
+        if time.monotonic() < self._resting or not self._make_room(len(data)):
             return False
-        self._make_room(len(data))
         try:
             with self._opened(key, os.O_RDWR | os.O_CREAT) as fd:
                 if os.fstat(fd).st_size != whole:
@@ -78,6 +78,9 @@ class Cache:
             self._resting = time.monotonic() + _AGAIN
             _logger.warning("the cache %s cannot be written: %s; it is read without", self.directory, error.strerror)
             return False
+        finally:
+            with self._lock:
+                self._under_way -= len(data)
         return True
 
     def vouch(self, key: str, whole: int, holds: Callable[[Callable[[int, memoryview], None]], bool]) -> None:
@@ -142,28 +145,37 @@ class Cache:
 
     # --- the limit -------------------------------------------------------------------------------------------------
 
-    def _make_room(self, size: int) -> None:
-        """Count what is written, and now and then remove what was not used for longest, down to 15/16 of the limit."""
-        with self._lock:
-            self._written += size
-            if self._written < self._limit // _STEP:
-                return
-            self._written = size
-        with suppress(OSError):
-            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process does it for all
-                self._evict()
-            finally:
-                os.close(fd)
+    def _make_room(self, size: int) -> bool:
+        """Give room to so many bytes, which are then under way; False where there is none.
 
-    def _evict(self) -> None:
+        Now and then that removes what was not used for longest, down to 15/16 of the limit. What is under way counts: it is not
+        in the directory yet when that is measured. What other processes have under way is not seen, so much the limit may be
+        exceeded by.
+        """
+        with self._lock:
+            if self._under_way + size > self._limit:
+                return False
+            self._under_way += size
+            self._since += size
+            if self._since >= self._limit // _STEP:
+                with suppress(OSError):
+                    fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process does it for all
+                        self._evict(self._under_way)
+                        self._since = 0
+                    finally:
+                        os.close(fd)
+        return True
+
+    def _evict(self, used: int) -> None:
+        """Remove files until they and `used` bytes more leave a 16th of the limit."""
         found: list[tuple[float, int, str]] = []
         for folder in os.listdir(self.directory):
             with suppress(OSError), os.scandir(os.path.join(self.directory, folder)) as entries:
                 kept = [entry for entry in entries if "." not in entry.name]
                 found += [(_last_use(entry), entry.stat().st_blocks * 512, entry.path) for entry in kept]
-        used = sum(size for _, size, _ in found)
+        used += sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if used <= self._limit - self._limit // _STEP:
                 break
