@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # What ends a wait: the signals whose default action ends a process and that people and kubelets send.
 ENDING = (process.SIGHUP, process.SIGINT, process.SIGQUIT, process.SIGTERM)
-# A second SIGTERM leaves the command at most this long, in seconds.
-SECOND_GRACE = 2.0
 # A record keeps the last times at which states were entered; more lives than these are no help to anyone.
 TIMES = 64
 
@@ -267,15 +265,12 @@ class _Application:
 
     def _terminated(self) -> None:
         """SIGTERM: one budget, `grace`, for the command and for the saving. A second one shortens it."""
-        now = time.monotonic()
+        grace = self.options.limits.grace
         if self.since.terminated is None:
-            self.since = replace(self.since, terminated=now)
-            self.kill_at = min(self.kill_at, now + self.options.limits.grace)
-            self.directory.tell(self.me, f"was sent SIGTERM and has {self.options.limits.grace:g} s")
-        else:
-            end = min(self.since.terminated, now - max(0.0, self.options.limits.grace - SECOND_GRACE))
-            self.since = replace(self.since, terminated=end)
-            self.kill_at = min(self.kill_at, now + SECOND_GRACE)
+            self.directory.tell(self.me, f"was sent SIGTERM and has {grace:g} s")
+        self.since = protocol.terminated(self.since, time.monotonic(), grace)
+        assert self.since.terminated is not None
+        self.kill_at = min(self.kill_at, self.since.terminated + grace)
 
     def _reap(self) -> None:
         process.reap(self.child)

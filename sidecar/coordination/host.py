@@ -21,7 +21,7 @@ from typing import Any
 
 from sidecar import batteries, errors, process
 from sidecar.coordination import protocol
-from sidecar.coordination.application import ENDING, SECOND_GRACE, Ending, entered
+from sidecar.coordination.application import ENDING, Ending, entered
 from sidecar.coordination.protocol import (
     APPLICATION,
     DONE,
@@ -268,14 +268,11 @@ class _Host:
         for number in self.signals.drain():
             if number not in ENDING:
                 continue
-            now, grace = time.monotonic(), self.options.limits.grace
+            grace = self.options.limits.grace
             if self.since.terminated is None:
-                self.since = replace(self.since, terminated=now)
                 self.directory.tell(self.me, f"was sent signal {number} and has {grace:g} s")
                 self.tell(f"signal {number}: {grace:g} s are left")
-            else:
-                end = min(self.since.terminated, now - max(0.0, grace - SECOND_GRACE))
-                self.since = replace(self.since, terminated=end)
+            self.since = protocol.terminated(self.since, time.monotonic(), grace)
 
     def _lost_directory(self, error: errors.Unreachable) -> None:
         problem = Problem(error.status, self.battery.name, str(error))

@@ -49,6 +49,8 @@ POLICIES = (ON_SUCCESS, ALWAYS, NEVER)
 
 APPLICATION = "application"
 FOREVER = float("inf")
+# A second SIGTERM leaves at most this long, in seconds: whoever sends it does not want to wait, and a last word takes no longer.
+SECOND_GRACE = 2.0
 
 
 @value
@@ -227,6 +229,13 @@ class Since:
     terminated: float | None = None
     lost: tuple[tuple[str, float], ...] = ()
     old: tuple[tuple[str, str], ...] = ()
+
+
+def terminated(since: Since, now: float, grace: float) -> Since:
+    """Return the times after SIGTERM came at `now`: the first begins the grace, any later one leaves SECOND_GRACE of it."""
+    if since.terminated is None:
+        return replace(since, terminated=now)
+    return replace(since, terminated=min(since.terminated, now - max(0.0, grace - SECOND_GRACE)))
 
 
 # --- what to do next ---------------------------------------------------------------------------------------------------
