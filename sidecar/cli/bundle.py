@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import click
 
+from sidecar.cli.arguments import parse_ref
 from sidecar.cli.entry import printable
 from sidecar.cli.mount import mount
 from sidecar.cli.progress import Progress
 from sidecar.cli.store_option import store_option
 from sidecar.errors import SidecarError
 from sidecar.figures import amount
-from sidecar.store import Bundle, Entry, Reference, Store, check_name, encode_path, open_store, parse_reference
+from sidecar.store import Bundle, Entry, Reference, Store, check_name, encode_path, open_store
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -27,13 +28,6 @@ def _pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as error:
         raise click.BadParameter(f"{text!r} is no regular expression: {error}") from None
-
-
-def _ref(text: str) -> Reference:
-    try:
-        return parse_reference(text)
-    except SidecarError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _repository(text: str) -> str:
@@ -120,7 +114,7 @@ def upload(
 @bundle.command(
     epilog=ending("66 no such bundle; 65 it is damaged; 74 DEST cannot be written", "sidecar bundle download weather@latest in")
 )
-@click.argument("ref", type=_ref)
+@click.argument("ref", type=parse_ref)
 @click.argument("dest", type=click.Path())
 @click.option("--files", "paths", metavar="PATH", multiple=True, help="Only this file, or what is in this directory; repeatable.")
 @click.option("--name-filter", type=_pattern, metavar="REGEX", help="Only paths in which this regular expression is found.")
@@ -186,7 +180,7 @@ def list_bundles(repo: str, store: str, as_json: bool) -> None:
 
 
 @bundle.command(epilog=ending("66 there is no such bundle", "sidecar bundle show weather@latest --json"))
-@click.argument("ref", type=_ref)
+@click.argument("ref", type=parse_ref)
 @store_option
 @json_option
 def show(ref: Reference, store: str, as_json: bool) -> None:
@@ -199,7 +193,7 @@ def show(ref: Reference, store: str, as_json: bool) -> None:
 
 
 @bundle.command(epilog=ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle files weather@latest"))
-@click.argument("ref", type=_ref)
+@click.argument("ref", type=parse_ref)
 @store_option
 @json_option
 def files(ref: Reference, store: str, as_json: bool) -> None:
@@ -213,7 +207,7 @@ def files(ref: Reference, store: str, as_json: bool) -> None:
 
 
 @bundle.command(epilog=ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle verify weather@latest"))
-@click.argument("ref", type=_ref)
+@click.argument("ref", type=parse_ref)
 @store_option
 @json_option
 def verify(ref: Reference, store: str, as_json: bool) -> None:
@@ -229,8 +223,8 @@ def verify(ref: Reference, store: str, as_json: bool) -> None:
 
 
 @bundle.command(epilog=ending("66 there is no such bundle; 65 one is damaged", "sidecar bundle diff weather@published weather"))
-@click.argument("before", type=_ref)
-@click.argument("after", type=_ref)
+@click.argument("before", type=parse_ref)
+@click.argument("after", type=parse_ref)
 @store_option
 @json_option
 def diff(before: Reference, after: Reference, store: str, as_json: bool) -> None:
@@ -326,7 +320,7 @@ def label() -> None:
 @label.command("set", epilog=ending("66 there is no such bundle", "sidecar label set weather published weather@latest"))
 @click.argument("repo", type=_repository)
 @click.argument("label", type=_label)
-@click.argument("ref", type=_ref)
+@click.argument("ref", type=parse_ref)
 @_contributor
 @store_option
 @json_option

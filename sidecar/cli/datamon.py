@@ -10,10 +10,10 @@ import click
 
 from sidecar import __version__, batteries, process
 from sidecar.batteries.fuse import FuseBatteryOptions
+from sidecar.cli.arguments import Seconds, parse_size
 from sidecar.cli.entry import complain, printable
-from sidecar.cli.mount import parse_size
 from sidecar.cli.store_option import store_url
-from sidecar.cli.wrap_application import STAY, seconds, write_termination_message
+from sidecar.cli.wrap_application import STAY, write_termination_message
 from sidecar.coordination import host, protocol
 from sidecar.coordination.application import Ending
 from sidecar.coordination.signals import Directory
@@ -25,19 +25,9 @@ from sidecar.values import replace
 
 NAME = "wrap_datamon"
 FUSE = protocol.batteries_of(["fuse"])[0]
+DEFAULT = protocol.Limits()
 # What is read of a file of parameters; more was not written by a person.
 LONGEST = 1 << 20
-
-
-class Seconds(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
-    """A time like 90, 90s, 15m or 2h, in seconds."""
-
-    name = "T"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ARG002
-        if isinstance(value, float):
-            return value
-        return seconds(str(value), param.opts[0] if param else "")
 
 
 @click.command(
@@ -88,7 +78,10 @@ Example:
     "--native", is_flag=True, help="This is a native sidecar (an initContainer with restartPolicy Always): stay until SIGTERM."
 )
 @click.option(
-    "--appear-timeout", type=Seconds(), default=600.0, help="How long the application may take to appear.  [default: 600]"
+    "--appear-timeout",
+    type=Seconds(),
+    default=DEFAULT.appear,
+    help="How long until the application appears.  [default: 600]",
 )
 @click.option(
     "--ready-timeout", type=Seconds(), default=protocol.FOREVER, help="How long the sources may take.  [default: no limit]"
@@ -100,7 +93,7 @@ Example:
     default=0.0,
     help="How long an application that died before it ran may take to come back.  [default: 0]",
 )
-@click.option("--grace", type=Seconds(), default=25.0, help="What is left after SIGTERM.  [default: 25]")
+@click.option("--grace", type=Seconds(), default=DEFAULT.grace, help="What is left after SIGTERM.  [default: 25]")
 @click.option("--poll", is_flag=True, help="Read the directory every 50 ms and do without inotify.")
 @click.option("--termination-log", metavar="FILE", default="/dev/termination-log", help="Where the reason of a failure goes.")
 @click.option("--print-config", is_flag=True, help="Print every value and where it came from, and end.")

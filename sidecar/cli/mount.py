@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import threading
 from typing import TYPE_CHECKING
@@ -15,40 +14,23 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar import process
+from sidecar.cli.arguments import parse_ref, parse_size
 from sidecar.cli.entry import printable
 from sidecar.cli.store_option import store_option
-from sidecar.errors import SidecarError
 from sidecar.figures import amount, counted
-from sidecar.store import Bundle, Reference, open_store, parse_reference
+from sidecar.store import Bundle, Reference, open_store
 
 if TYPE_CHECKING:
     from sidecar.mount import Mount
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 _ENDS = (process.SIGTERM, process.SIGINT, process.SIGHUP, process.SIGQUIT)
-
-
-def _ref(text: str) -> Reference:
-    try:
-        return parse_reference(text)
-    except SidecarError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes: 5000, 500M, 10GB in powers of 1000, 10GiB in powers of 1024. click.BadParameter."""
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise click.BadParameter(f"expected a size like 500M, 10G or 10GiB, not {text!r}")
-    power = " kmgt".index(found[2].lower() or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 @click.command(
     epilog="\b\nExit status: 0; 66 no such bundle; 65 it is damaged; 2 usage; 74 no way to the store, or to mount there.\n"
     "Example:  sidecar bundle mount weather@latest in --cache /var/cache/bundles"
 )
-@click.argument("ref", type=_ref)
+@click.argument("ref", type=parse_ref)
 @click.argument("directory", metavar="DIR", type=click.Path())
 @store_option
 @click.option("--cache", metavar="DIR", default="", help="Keep what is read in DIR, also for later mounts.")

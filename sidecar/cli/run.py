@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from sidecar import process
-from sidecar.cli.datamon import Seconds
+from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain
 from sidecar.cli.store_option import store_option
 from sidecar.cli.view import View
@@ -160,7 +160,7 @@ def _mount(source: str) -> list[str]:
         raise UsageError(f"--source expects REPO:DIR or REPO@LABEL:DIR, not {source!r}")
     found = _reference("--source", source, reference)
     at = ["--bundle", found.bundle] if found.bundle else ["--label", found.label] if found.label else []
-    return ["-d", shlex.join(["bundle", "mount", "--repo", found.repo, *at, "--mount", os.path.abspath(folder)])]
+    return ["-d", shlex.join(["bundle", "mount", "--repo", found.repo, *at, "--mount", os.path.realpath(folder)])]
 
 
 def _upload(dest: str, message: str) -> list[str]:
@@ -172,7 +172,7 @@ def _upload(dest: str, message: str) -> list[str]:
     if found.bundle:
         raise UsageError(f"--dest {dest!r} names a bundle that exists; a new one can be given a label")
     at = ["--label", found.label] if found.label else []
-    words = ["bundle", "upload", "--path", os.path.abspath(folder), "--message", message, "--repo", found.repo]
+    words = ["bundle", "upload", "--path", os.path.realpath(folder), "--message", message, "--repo", found.repo]
     return ["-d", shlex.join([*words, *at])]
 
 

@@ -1,0 +1,41 @@
+"""What may stand behind an option or as an argument, the same in every click command: times, sizes, references to bundles."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from sidecar.cli.wrap_application import seconds
+from sidecar.errors import SidecarError
+from sidecar.store import Reference, parse_reference
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
+    """A time like 90, 90s, 15m or 2h, in seconds."""
+
+    name = "T"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ARG002
+        if isinstance(value, float):
+            return value
+        return seconds(str(value), param.opts[0] if param else "")
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes: 5000, 500M, 10GB in powers of 1000, 10GiB in powers of 1024. click.BadParameter."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise click.BadParameter(f"expected a size like 500M, 10G or 10GiB, not {text!r}")
+    power = " kmgt".index(found[2].lower() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def parse_ref(text: str) -> Reference:
+    """Return the bundle that REPO, REPO@LABEL or REPO@ID means. click.BadParameter."""
+    try:
+        return parse_reference(text)
+    except SidecarError as error:
+        raise click.BadParameter(str(error)) from None
