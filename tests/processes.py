@@ -182,6 +182,19 @@ def make_long_to_save(path: Path) -> None:
             os.pwrite(file.fileno(), b"page", number * CHUNK)
 
 
+def forked(work: Callable[[], object]) -> int:
+    """Begin `work` in a process of its own, and return its id; its exit status is 0 where nothing was raised."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
 # --- processes ---------------------------------------------------------------------------------------------------------
 
 

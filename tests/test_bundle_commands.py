@@ -26,7 +26,7 @@ from sidecar.cli.progress import Progress
 from sidecar.cli.store import store as store_group
 from sidecar.cli.store_option import store_url
 from sidecar.errors import ConfigurationError
-from sidecar.store import Store, open_store
+from sidecar.store import Store
 from sidecar.testing import read_tree
 
 SIDECAR = str(Path(sys.executable).parent / "sidecar")
@@ -55,11 +55,6 @@ def sidecar(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         return Ended(run(cli, "sidecar"), *capsys.readouterr())
 
     return typed
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}/store")
 
 
 @pytest.fixture

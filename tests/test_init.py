@@ -378,9 +378,7 @@ def signals_in(line: str) -> int:
 
 
 def status_lines(text: str) -> dict[str, int]:
-    return {line.split(":")[0]: signals_in(line) for line in text.splitlines() if line.startswith(("Sig", "Shd"))} | {
-        "SigQ": 0
-    }
+    return {line.split(":")[0]: signals_in(line) for line in text.splitlines() if line.startswith(("Sig", "Shd"))} | {"SigQ": 0}
 
 
 def test_the_command_has_default_dispositions_and_an_empty_mask(pod: Pod, prefix: Sequence[str]) -> None:

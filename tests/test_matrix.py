@@ -312,9 +312,7 @@ def test_the_matrix_knows_every_step(place: Place) -> None:
 @pytest.mark.parametrize("kind", FAULTS)
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("name", "step"), [(name, step) for name, steps in STEPS.items() for step in steps])
-def test_whatever_happens_to_whomever_wherever(
-    place: Place, name: str, step: str, side: str, kind: str, restarts: str
-) -> None:
+def test_whatever_happens_to_whomever_wherever(place: Place, name: str, step: str, side: str, kind: str, restarts: str) -> None:
     fault = Fault(name, f"{side} {step}", kind)
     kubelet = play(place, fault, restarts)
 

@@ -27,7 +27,7 @@ from processes import BIN, HANG
 
 from sidecar.mount import CannotMount, Mount, is_mounted
 from sidecar.mount import protocol as fuse
-from sidecar.store import Bundle, Store, open_store
+from sidecar.store import Bundle, Store
 from sidecar.store.cache import Cache
 from sidecar.store.format import MIB, Entry
 from sidecar.store.reader import Reader, open_reader
@@ -46,11 +46,6 @@ def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     for line in left:
         subprocess.run(["umount", "-l", line.split()[4]], check=False)
     assert not left
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}/store")
 
 
 @pytest.fixture

@@ -342,7 +342,7 @@ def test_a_name_that_could_not_be_part_of_a_path_is_refused(name: str) -> None:
             "dm_fuse_bd_a: dif: /in/id is or lies in /in, which source 'b' has for itself",
         ),
         ({"a": "sp:/in", "b": "dp:/input"}, ""),
-        ({"a": "sp:/work/in", "b": "dp:/work"}, ""),
+        ({"a": "sp:/data/in", "b": "dp:/data"}, ""),
     ],
 )
 def test_nothing_is_written_where_a_source_is(bundles: Mapping[str, str], expected: str) -> None:

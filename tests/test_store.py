@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import zstandard
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import forked
 
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, SourceMissing, Unreachable
 from sidecar.store import Bundle, Stopped, Store, open_store
@@ -28,23 +27,6 @@ from sidecar.store.tree import walk
 from sidecar.testing import check_store, read_tree
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}/store")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Two small files in a pack, one of two chunks, a link."""
-    top = tmp_path / "tree"
-    (top / "sub").mkdir(parents=True)
-    (top / "sub" / "one").write_bytes(b"one")
-    (top / "two").write_bytes(random.Random(2).randbytes(3000))
-    (top / "big").write_bytes(random.Random(1).randbytes(10 * MIB))
-    (top / "link").symlink_to("two")
-    return top
 
 
 # --- contract ------------------------------------------------------------------------------------------------------
@@ -216,23 +198,11 @@ def test_two_who_save_to_one_label_at_once_make_two_bundles_and_two_moves(store:
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "file").write_text(str(number))
-        children.append(child(partial(store.save, tmp_path / str(number), "data", label="main")))
+        children.append(forked(partial(store.save, tmp_path / str(number), "data", label="main")))
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
     moves = [move.bundle for move in store.label_history("data", "main")]
     assert sorted(moves) == [bundle.id for bundle in store.bundles("data")]
     assert len(moves) == 2
-
-
-def child(work: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 def test_saving_ends_when_it_is_told_to(store: Store, tree: Path) -> None:

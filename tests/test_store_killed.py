@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import forked
 
 from sidecar.errors import SourceMissing, Unreachable
 from sidecar.store import Store, open_store
@@ -34,20 +35,7 @@ STEPS = 12  # of the short form, for each kind of work
 
 def child(work: Callable[[], object]) -> int:
     """Do `work` in a process of its own, and return the wait status."""
-    return os.waitpid(begin(work), 0)[1]
-
-
-def begin(work: Callable[[], object]) -> int:
-    """Begin `work` in a process of its own, and return its id; its exit status is 0 where nothing was raised."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
+    return os.waitpid(forked(work), 0)[1]
 
 
 def killed_at(step: int, work: Callable[[], object]) -> bool:
@@ -242,7 +230,7 @@ def test_savers_that_are_killed_while_others_save_lose_nothing_of_theirs(tmp_pat
         saving = []
         for copy in copies:
             (copy / "more-0").write_bytes(chance.randbytes(100_000))
-            saving.append(begin(partial(open_store(str(where)).save, copy, "data", label="main")))
+            saving.append(forked(partial(open_store(str(where)).save, copy, "data", label="main")))
         time.sleep(chance.random() * 0.1)  # any moment will do: this is when the kill comes, not what is waited for
         for pid in saving[:2]:
             os.kill(pid, signal.SIGKILL)
@@ -254,7 +242,7 @@ def test_savers_that_are_killed_while_others_save_lose_nothing_of_theirs(tmp_pat
 
 def check_killed_at_some_moment(where: Path, tree: Path, after: float) -> None:
     """Have a saver killed after so many seconds, or when it is done."""
-    pid = begin(lambda: save(where, tree))
+    pid = forked(lambda: save(where, tree))
     time.sleep(after)  # any moment will do: this is when the kill comes, not what is waited for
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -25,11 +25,6 @@ PAGE = 8 << 10
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}/store")
-
-
-@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     top = tmp_path / "tree"
     top.mkdir()

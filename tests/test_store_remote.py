@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections import deque
@@ -43,18 +42,6 @@ def amazon() -> Iterator[Emulator]:
 def emulator(request: pytest.FixtureRequest) -> Emulator:
     found: Emulator = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Two small files in a pack, one of two chunks, a link."""
-    top = tmp_path / "tree"
-    (top / "sub").mkdir(parents=True)
-    (top / "sub" / "one").write_bytes(b"one")
-    (top / "two").write_bytes(random.Random(2).randbytes(3000))
-    (top / "big").write_bytes(random.Random(1).randbytes(10 * MIB))
-    (top / "link").symlink_to("two")
-    return top
 
 
 def new_store(emulator: Emulator, patience: Patience | None = None, **options: Any) -> Store:

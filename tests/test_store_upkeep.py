@@ -23,11 +23,6 @@ PAGE = 8 << 10
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file://{tmp_path}/store")
-
-
-@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A file in a pack, one that is an object of its own, one in pages with a table."""
     top = tmp_path / "tree"
