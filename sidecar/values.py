@@ -1,4 +1,4 @@
-"""Frozen value classes for the modules that `wrap_application` loads at every start.
+"""Frozen value classes for what is loaded at every start, of `wrap_application` above all.
 
 `@value` gives a class what `@dataclass(frozen=True, slots=True)` gives it (constructor, equality, hash, repr, pattern
 matching) and nothing else. Importing `dataclasses` costs 16 ms here, more than the whole start of the wrapper may; type
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     def value(cls: type[T]) -> type[T]: ...
 
     def replace(old: T, /, **changes: Any) -> T: ...
+
+    def asdict(old: object) -> dict[str, Any]: ...
 
 else:
 
@@ -65,3 +67,7 @@ else:
         if not changes.keys() <= set(old.__slots__):
             raise TypeError(f"{type(old).__name__} has {old.__slots__}, not all of {tuple(changes)}")
         return type(old)(**{name: changes.get(name, getattr(old, name)) for name in old.__slots__})
+
+    def asdict(old):
+        """Return the fields of `old` and their values; a value that is an object itself stays one."""
+        return {name: getattr(old, name) for name in old.__slots__}

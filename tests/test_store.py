@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,17 +156,17 @@ def test_a_file_that_keeps_changing_while_it_is_read_is_not_saved(
 
 def change_while_reading(path: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Append to `path` after each of the first `times` reads of its beginning."""
-    inode, left, fill = path.stat().st_ino, [times], upload_module._fill
+    inode, left, preadv = path.stat().st_ino, [times], os.preadv
 
-    def changing(fd: int, offset: int, view: memoryview) -> bool:
-        whole = fill(fd, offset, view)
+    def changing(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        count = preadv(fd, buffers, offset)
         if left[0] and offset == 0 and os.fstat(fd).st_ino == inode:
             left[0] -= 1
             with path.open("ab") as file:
                 file.write(b"more")
-        return whole
+        return count
 
-    monkeypatch.setattr(upload_module, "_fill", changing)
+    monkeypatch.setattr(os, "preadv", changing)
 
 
 def test_a_directory_that_is_swapped_for_a_link_while_it_is_saved_is_not_followed(

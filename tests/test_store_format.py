@@ -207,7 +207,7 @@ def write_golden(where: Path, monkeypatch: pytest.MonkeyPatch, *, compressed: bo
     """
     moments, numbers = iter(range(MOMENT, MOMENT + 100)), iter(range(100))
     monkeypatch.setattr("sidecar.store.bundles._now", lambda: next(moments))
-    monkeypatch.setattr("sidecar.store.bundles.os.urandom", lambda count: bytes([next(numbers)]) * count)
+    monkeypatch.setattr("sidecar.store.bundles._random", lambda: bytes([next(numbers)]) * 10)
     # Small enough to be kept here; how files are cut is not of the format.
     monkeypatch.setattr("sidecar.store.upload.CHUNK", 4096)
     monkeypatch.setattr("sidecar.store.upload.SMALL", 1024)
@@ -250,6 +250,13 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_bytes_that_are_written_are_those_of_the_golden_store(written: Path) -> None:
     assert contents(written / "store") == contents(GOLDEN)
+
+
+def test_a_manifest_is_canonical_like_every_other_document(written: Path) -> None:
+    manifests = [data for name, data in contents(written / "store").items() if name.startswith("manifests/")]
+    assert len(manifests) == 3
+    for data in manifests:
+        assert canonical(json.loads(data)) == data
 
 
 @pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_COMPRESSED])

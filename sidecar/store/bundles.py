@@ -452,7 +452,7 @@ def _describe(
         milliseconds = min(max(milliseconds, form.id_milliseconds(parent.id) + 1), form.LATEST)
     return Bundle(
         repo=repo,
-        id=form.make_id(milliseconds, os.urandom(10)),
+        id=form.make_id(milliseconds, _random()),
         time=form.format_time(milliseconds),
         message=message,
         contributor=contributor,
@@ -487,3 +487,7 @@ def _count(entries: Iterable[Entry], type_: str) -> int:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _random() -> bytes:
+    return os.urandom(10)

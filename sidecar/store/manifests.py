@@ -8,7 +8,6 @@ a difference is longer than half its base, a whole manifest is written, the base
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from blake3 import blake3
@@ -18,11 +17,12 @@ from sidecar.store import format as form
 from sidecar.store.compress import decompress, pack_whole
 from sidecar.store.format import Base, Bundle, Entry, MakeTable, Malformed, Manifest
 from sidecar.store.objects import Objects
+from sidecar.values import value
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@value
 class Loaded:
     """A bundle's manifest: its entries, its bytes as they were read, and what the next one may be told as a difference from."""
 

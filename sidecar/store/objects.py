@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -223,7 +222,7 @@ class LocalObjects:
 
     def _write(self, name: str, data: bytes | memoryview, publish: Callable[[str, str], bool]) -> bool:
         target = os.path.join(self._root, name)
-        temporary = os.path.join(self._root, "tmp", secrets.token_hex(8))
+        temporary = os.path.join(self._root, "tmp", os.urandom(8).hex())
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             fd = os.open(temporary, flags, 0o444)

@@ -6,13 +6,12 @@ something follows it as in REPO@LABEL:DIR.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sidecar.errors import Fault, ParametersError
 from sidecar.store.format import check_name, is_id
+from sidecar.values import value
 
 
-@dataclass(frozen=True)
+@value
 class Reference:
     """Which bundle is meant: the one that `label` points at, the one with the id `bundle`, or the latest of `repo`."""
 

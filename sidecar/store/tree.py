@@ -28,13 +28,11 @@ _OPEN_AT_ONCE = 128  # descriptors; the usual limit of a process is 1024
 
 
 class Found(NamedTuple):
-    """What stands at `path` below the top: see format.Entry. `type` may be SPECIAL: a socket, pipe or device."""
+    """What stands at `path` below the top, and what was seen of it. `type`: an entry's, or SPECIAL: a socket, pipe or device."""
 
     path: str
     type: str
-    mode: int
-    mtime: int
-    size: int
+    seen: os.stat_result
     target: str = ""
 
 
@@ -176,4 +174,4 @@ def _look(path: str, entry: os.DirEntry[str], fd: int) -> Found:
     seen = entry.stat(follow_symlinks=False)
     type_ = kind(seen.st_mode)
     target = os.readlink(entry.name, dir_fd=fd) if type_ == LINK else ""
-    return Found(path, type_, stat.S_IMODE(seen.st_mode), seen.st_mtime_ns, seen.st_size, target)
+    return Found(path, type_, seen, target)

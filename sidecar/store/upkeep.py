@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -31,6 +28,7 @@ from sidecar.store import format as form
 from sidecar.store.format import CHUNK, Announced, Bundle, Malformed, Piece, Table, object_name
 from sidecar.store.objects import Objects
 from sidecar.store.work import Buffers, Meter, Window
+from sidecar.values import asdict, value
 
 if TYPE_CHECKING:
     from sidecar.store.bundles import Store
@@ -51,7 +49,7 @@ class Announcement:
     def __init__(self, objects: Objects, kind: str, repo: str = "") -> None:
         """Say nothing yet."""
         self._objects, self._kind, self._repo = objects, kind, repo
-        self._who = f"{socket.gethostname()}:{os.getpid()}".encode("utf-8", "backslashreplace").decode()
+        self._who = f"{os.uname().nodename}:{os.getpid()}".encode("utf-8", "backslashreplace").decode()
         self._said: Announced | None = None
         self._due = 0.0
         self._lock = threading.Lock()
@@ -99,7 +97,7 @@ class Announcement:
     def _say(self) -> None:
         self._due = time.monotonic() + _RENEWAL
         now = _now()
-        id_ = form.make_id(now, secrets.token_bytes(10))
+        id_ = form.make_id(now, os.urandom(10))
         said = Announced(id_, self._kind, self._repo, self._who, form.format_time(now), now + int(LIFE * 1000))
         self._objects.create(form.announcement_name(id_), form.encode_record(asdict(said)), durable=False)
         self._said = said
@@ -119,15 +117,15 @@ def _announced(objects: Objects, id_: str) -> Announced | None:
 # --- what bundles refer to -------------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Needed:
     """What bundles refer to: for each object how long it must be, and the first bundle and file that need it."""
 
-    ends: dict[str, int] = field(default_factory=dict)
-    first: dict[str, tuple[Bundle, str]] = field(default_factory=dict)
-    manifests: set[str] = field(default_factory=set)
-    collected: set[str] = field(default_factory=set)
-    bundles: int = 0
+    def __init__(self) -> None:
+        self.ends: dict[str, int] = {}
+        self.first: dict[str, tuple[Bundle, str]] = {}
+        self.manifests: set[str] = set()
+        self.collected: set[str] = set()
+        self.bundles = 0
 
     def add(self, bundle: Bundle, path: str, object_: str, end: int) -> None:
         if end > self.ends.get(object_, 0):
@@ -177,7 +175,7 @@ def _try(told: Callable[[SidecarError], None], call: Callable[[], Result]) -> Re
 # --- checking --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@value
 class Checked:
     """What a check has found: how much there is, what no bundle refers to, and every fault, a line each."""
 
@@ -268,7 +266,7 @@ def _hash_all(objects: Objects, wanted: dict[str, int], meter: Meter) -> list[st
 # --- pruning ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@value
 class Pruned:
     """What a prune has removed or, where `dry_run`, would have."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -20,6 +22,7 @@ Cancelled = Callable[[], bool]
 
 Result = TypeVar("Result")
 
+_HUGE = 2 << 20  # bytes of a huge page
 _INTERVAL = 0.1  # seconds between two calls of a Progress: a person sees no more, a log wants far less
 
 
@@ -105,13 +108,26 @@ class Window(Generic[Result]):
         done(future.result())
 
 
+def memory(length: int) -> memoryview:
+    """Return `length` bytes that nobody else uses, in huge pages where the kernel gives them.
+
+    The first touch of 32 MiB costs 3 ms in huge pages, and in others, as a bytearray, 20: as much as copying them three times.
+    """
+    if length < _HUGE:
+        return memoryview(bytearray(length))
+    buffer = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(buffer)
+
+
 class Buffers(threading.local):
     """A buffer of one chunk for each thread, made when first asked for and used again."""
 
-    _buffer: bytearray | None = None
+    _buffer = memoryview(b"")
 
     def view(self, length: int) -> memoryview:
         """Return `length` bytes of this thread's buffer; they hold whatever they held before."""
-        if self._buffer is None or len(self._buffer) < length:
-            self._buffer = bytearray(max(length, CHUNK))
-        return memoryview(self._buffer)[:length]
+        if len(self._buffer) < length:
+            self._buffer = memory(max(length, CHUNK))
+        return self._buffer[:length]
