@@ -19,8 +19,11 @@ import errno
 import fcntl
 import logging
 import os
+import select
 import stat
 import threading
+import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -37,6 +40,10 @@ _TOLD = 1000  # different complaints; a damaged store must not fill the log's di
 # where somebody has remounted the file system for writing.
 _WRITING = {4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51}
 _SIGKILL = 1 << 8
+# Seconds to look for the next request before going to sleep, as long as requests come that fast. Sleeping and waking again took
+# 40 microseconds here: for each of 20,000 small files, as long as all else that was done for it.
+_SPIN = 200e-6
+_LIST_AHEAD = 300  # entries: half a millisecond for which nobody else is answered
 _U64 = (1 << 64) - 1
 _NOTHING = (0,) * 22
 
@@ -57,6 +64,11 @@ class Server:
             int, list[int]
         ] = {}  # nodes that are open: how often, and the kernel's id of what is passed through, or 0
         self._listing: tuple[int, list[tuple[bytes, int]]] = 0, []
+        self._encoded: tuple[int, list[bytes]] = 0, []  # of a directory, what a listing says of its entries, made in advance
+        self._folders = list(self._tree.children)
+        self._spin = _SPIN if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._quick = False  # whether the last request came while we looked, or would have
+        self._poll = select.poll()
         self._told: set[str] = set()
         self._content = sum(entry.size for entry in self._tree.entries)
         self.passthrough = False
@@ -87,6 +99,8 @@ class Server:
     def run(self) -> None:
         """Serve until the file system is unmounted, or `stop`."""
         try:
+            os.set_blocking(self._fd, False)
+            self._poll.register(self._fd, select.POLLIN)
             self._serve()
         finally:
             self.disconnect()
@@ -94,18 +108,13 @@ class Server:
             self.initialised.set()
 
     def _serve(self) -> None:
-        fd, buffer = self._fd, bytearray(fuse.BUFFER)
-        view, into = memoryview(buffer), [buffer]
-        header, readv = fuse.in_header.unpack_from, os.readv
+        buffer = bytearray(fuse.BUFFER)
+        view = memoryview(buffer)
+        header = fuse.in_header.unpack_from
         while not self._stopping:
-            try:
-                size = readv(fd, into)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):  # the request was withdrawn meanwhile
-                    continue
-                if error.errno == errno.ENODEV:  # unmounted, or aborted
-                    return
-                raise
+            size = self._receive(buffer)
+            if not size:
+                return
             _, opcode, unique, node, _, _, pid, _, _ = header(buffer)
             if opcode == fuse.READ:
                 self._read(unique, node, pid, buffer)
@@ -117,8 +126,33 @@ class Server:
                 data = fuse.refusal(unique, errno.EROFS if opcode in _WRITING else errno.ENOSYS)
             if data is not None:
                 self._send((data,))
-            if opcode == fuse.INIT:
+            if opcode == fuse.READDIRPLUS:
+                self._list_ahead(node)
+            elif opcode == fuse.INIT:
                 self.initialised.set()
+
+    def _receive(self, buffer: bytearray) -> int:
+        """Return how long the next request is, which is now in `buffer`; 0 where there is none any more."""
+        fd, into, readv, clock = self._fd, [buffer], os.readv, time.perf_counter
+        since = 0.0
+        while True:
+            try:
+                size = readv(fd, into)
+            except BlockingIOError:
+                # A program that reads asks again at once, and waking us costs it more than the whole answer.
+                now = clock()
+                if not since:
+                    since = now
+                elif not self._quick or now - since > self._spin:
+                    self._poll.poll()
+                    self._quick = clock() - since < self._spin
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted, or aborted
+                    return 0
+                if error.errno not in (errno.ENOENT, errno.EINTR):  # the request was withdrawn meanwhile
+                    raise
+            else:
+                return size
 
     def disconnect(self) -> None:
         """Let the kernel know that nobody answers any more; ENOTCONN from now on."""
@@ -233,17 +267,30 @@ class Server:
         """Answer with as many entries as there is room for, from the one asked for on; none: that was all."""
         _, offset, room = fuse.read_in.unpack_from(body)
         if self._listing[0] != node:
-            up = self._tree.parents[node] or ROOT
-            self._listing = node, [(b".", node), (b"..", up), *self._tree.children[node].items()]
+            self._listing = node, self._names(node)
         parts = []
         names = self._listing[1]
+        encoded = self._encoded[1] if self._encoded[0] == node and encode == self._plus else ()
         for next_ in range(offset + 1, len(names) + 1):
-            part = encode(*names[next_ - 1], next_)
+            part = encoded[next_ - 1] if encoded else encode(*names[next_ - 1], next_)
             room -= len(part)
             if room < 0:
                 break
             parts.append(part)
         return fuse.reply(unique, b"".join(parts))
+
+    def _names(self, node: int) -> list[tuple[bytes, int]]:
+        return [(b".", node), (b"..", self._tree.parents[node] or ROOT), *self._tree.children[node].items()]
+
+    def _list_ahead(self, node: int) -> None:
+        """Prepare the listing of the directory that whoever walks the tree asks for next, while he looks at what he was told."""
+        index = bisect_right(self._folders, node)
+        if index == len(self._folders) or self._encoded[0] == self._folders[index]:
+            return
+        next_ = self._folders[index]
+        names = self._names(next_)
+        if len(names) <= _LIST_AHEAD:
+            self._encoded = next_, [self._plus(name, child, number) for number, (name, child) in enumerate(names, 1)]
 
     # --- content ---------------------------------------------------------------------------------------------------
 

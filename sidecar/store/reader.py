@@ -36,6 +36,7 @@ from sidecar.store import download
 from sidecar.store.bundles import Store
 from sidecar.store.cache import Cache
 from sidecar.store.format import CHUNK, DIRECTORY, FILE, MIB, Bundle, Entry, Piece, Table
+from sidecar.store.work import memory
 
 MEMORY = 128 * MIB
 TOGETHER = 1 * MIB  # small chunks come in blocks of so many bytes: a request costs as much as some 5 MiB, a wait as 1
@@ -95,25 +96,26 @@ class Buffers:
     def __init__(self) -> None:
         """Nothing is set aside yet."""
         self._lock = threading.Lock()
-        self._old: dict[int, list[bytearray]] = {TOGETHER: [], CHUNK: []}
+        self._old: dict[int, list[memoryview]] = {TOGETHER: [], CHUNK: []}
 
     def view(self, length: int) -> memoryview:
         """Return `length` bytes of memory that nobody else uses."""
         class_ = next((size for size in self._old if length <= size), 0)
         with self._lock:
             old = self._old.get(class_, [])
-            # Referred to by the list and by the call that asks: then there is no view of it.
-            index = next((i for i in range(len(old)) if sys.getrefcount(old[i]) == 2), -1)
-            buffer = old.pop(index) if index >= 0 else None
-        return memoryview(bytearray(class_ or length) if buffer is None else buffer)[:length]
+            # Referred to by the one view in the list, and by the call that asks: then nobody else has one.
+            index = next((i for i in range(len(old)) if sys.getrefcount(old[i].obj) == 2), -1)
+            if index >= 0:
+                return old.pop(index)[:length]
+        return memory(class_ or length)[:length]
 
     def retire(self, view: memoryview) -> None:
         """Use the memory again when the last view of it is gone."""
-        buffer = view.obj
-        if type(buffer) is bytearray and len(buffer) in self._old:
+        whole = memoryview(view.obj)
+        if len(whole) in self._old:
             with self._lock:
-                old = self._old[len(buffer)]
-                old.append(buffer)
+                old = self._old[len(whole)]
+                old.append(whole)
                 del old[:-_SET_ASIDE]
 
 
@@ -622,7 +624,7 @@ def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _weight(data: memoryview) -> int:
-    return len(data.obj) if isinstance(data.obj, bytearray) else len(data)
+    return len(memoryview(data.obj))
 
 
 def _is_right(block: _Block, data: memoryview) -> bool:
