@@ -42,3 +42,12 @@ except ImportError:
     def prctl(option: int, argument: int) -> None:
         """Set one option of this process (one that takes one number)."""
         _checked(_libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
+def end_with(parent: int) -> bool:
+    """Have this process, a child of `parent`, killed when that dies; False where it has died already."""
+    try:
+        prctl(PR_SET_PDEATHSIG, 9)
+    except OSError:
+        pass  # refused by some emulators
+    return os.getppid() in (parent, 0)  # 0: the parent is in another PID namespace

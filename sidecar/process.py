@@ -203,12 +203,8 @@ def _become(
         for number in (*CAUGHT, SIGPIPE, SIGXFSZ, SIGTTOU):
             if number in (SIGPIPE, SIGXFSZ, SIGTTOU) or _signals.getsignal(number) != _signals.SIG_IGN:
                 _signals.signal(number, _signals.SIG_DFL)
-        try:
-            linux.prctl(linux.PR_SET_PDEATHSIG, SIGKILL)
-        except OSError:
-            pass
-        if os.getppid() != parent and os.getppid() != 0:
-            os._exit(NOT_EXECUTABLE)  # The parent died before the option stood.
+        if not linux.end_with(parent):
+            os._exit(NOT_EXECUTABLE)
         _signals.pthread_sigmask(_signals.SIG_SETMASK, mask)
         _execute(command, environment)
     except OSError as error:

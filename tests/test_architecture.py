@@ -39,7 +39,7 @@ LAYERS = (
 # Who alone may import a module that is below many, and why.
 RESERVED_FOR = {
     "figures": ({"cli", "coordination.report"}, "figures are for people; report explains to them, all other modules decide"),
-    "linux": ({"process", "coordination.signals"}, "all else asks those two"),
+    "linux": ({"process", "coordination.signals", "store.second"}, "all else asks those"),
     "sidecar": ({"cli"}, "the version is for people"),
     "process": ({"cli", "coordination"}, "a battery and a store start no containers' commands"),
     "testing": (set(), "it is for tests, ours and others'"),

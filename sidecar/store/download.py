@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -26,6 +27,7 @@ from sidecar.store import table
 from sidecar.store.compress import decompress
 from sidecar.store.format import DIRECTORY, FILE, LINK, RESERVED, Entry, Malformed, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
+from sidecar.store.second import Caller, Second, begin_second, is_worth_it
 from sidecar.store.table import Chunks
 from sidecar.store.tree import FOLDER, Directories, kind, split
 from sidecar.store.work import Buffers, Meter, Window, memory
@@ -33,6 +35,7 @@ from sidecar.store.work import Buffers, Meter, Window, memory
 _logger = logging.getLogger(__name__)
 _RESTORED = 0o1777  # a bundle must not be able to bring a set-user-id program into a pod
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_LOOK = 0.1  # seconds between two looks at whether to go on
 _RUN = 4 << 20  # chunks that lie together in a pack are read with one request of up to this many bytes
 _GAP = 64 << 10  # reading over a small gap is cheaper than asking again
 
@@ -400,15 +403,49 @@ class _Populate:
             self._publish(entry, name)
 
     def _files(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            if not is_packed(entry):
-                self._write_in_threads(entry)
-        for group in runs(entry for entry in entries if is_packed(entry)):
+        ours, theirs = list(runs(entry for entry in entries if is_packed(entry))), deque[list[Entry]]()
+        if is_worth_it(sum(map(len, ours))):
+            ours, theirs = ours[::2], deque(ours[1::2])
+        second = begin_second(partial(self._write_as_second, tuple(theirs))) if theirs else None
+        try:
+            for entry in entries:
+                if not is_packed(entry):
+                    self._write_in_threads(entry)
+            for group in ours:
+                # Two processes have enough to do without waiting; a thread that reads ahead would only hold this one up.
+                self._write_together(group, here=second is not None)
+                self._count(second, theirs, 0)
+            self._window.drain()
+            while theirs and self._count(second, theirs, _LOOK):
+                self._meter.check()
+        finally:
+            if second is not None:
+                second.end()
+        for group in theirs:  # what it has not done
             self._write_together(group)
         self._window.drain()
 
-    def _write_together(self, group: list[Entry]) -> None:
-        """Have small files that lie together read in a thread, and written in this one: several would wait for each other."""
+    def _write_as_second(self, groups: Sequence[list[Entry]], first: Caller) -> None:
+        """Write small files in a second process, and tell the first one of each group that is done."""
+        self._meter = Meter("", None, None)
+        self._prefix = os.urandom(8).hex()
+        for group in groups:
+            pieces = [(entry.path, entry.pieces[0]) for entry in group]
+            for entry, plain in zip(group, self._reader.run(pieces), strict=True):
+                self._write_whole(entry, plain)
+            first.send(b"")
+
+    def _count(self, second: Second | None, theirs: deque[list[Entry]], seconds: float) -> bool:
+        """Take from `theirs` what the second process has done, or does within so many seconds; False where it is over."""
+        while second is not None and second.is_ready(seconds):
+            if second.receive() is None:
+                return False
+            self._meter.add(sum(entry.size for entry in theirs.popleft()))
+            seconds = 0
+        return second is not None
+
+    def _write_together(self, group: list[Entry], *, here: bool = False) -> None:
+        """Write small files that lie together, in this thread: several would wait for each other. Read them `here`, or in one."""
         pieces = [(entry.path, entry.pieces[0]) for entry in group]
 
         def fetch() -> Fetched:
@@ -433,7 +470,10 @@ class _Populate:
                 self._excused(error)
                 self._write_each(group[done:])
 
-        self._window.give(fetch, took)
+        if here:
+            took(fetch())
+        else:
+            self._window.give(fetch, took)
 
     def _write_each(self, group: list[Entry]) -> None:
         """Write what can be had of files that lie together."""

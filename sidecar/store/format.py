@@ -527,7 +527,7 @@ def decode_manifest(data: bytes, make_table: MakeTable) -> Manifest:
             raise Malformed(f"its version is {document['version']!r}, not {VERSION}")
         for pack in packs:
             _check_hash(pack)
-        entries = tuple(_entry(each, packs, make_table) for each in document["entries"])
+        entries = tuple([_entry(each, packs, make_table) for each in document["entries"]])
         base = _base(document["base"]) if "base" in document else None
         removed = tuple(map(decode_path, document["removed"])) if base is not None else ()
     except Malformed:
@@ -571,8 +571,8 @@ def _entry(document: Mapping[str, Any], packs: Sequence[str], make_table: MakeTa
         segments = tuple(_segment(each, packs) for each in document["table"])
         total, pieces = sum(segment.size for segment in segments), make_table(path, segments)
     else:
-        pieces = tuple(_piece(chunk, packs) for chunk in document["data"])
-        total = sum(piece.length for piece in pieces)
+        pieces = tuple([_piece(chunk, packs) for chunk in document["data"]])
+        total = sum([piece.length for piece in pieces])
     if size != total:
         raise Malformed(f"the chunks of {path!r} do not add up to its size")
     return Entry(path, FILE, mode, mtime, size, pieces)
@@ -586,20 +586,25 @@ def _segment(document: Sequence[Any], packs: Sequence[str]) -> Segment:
 
 
 def _piece(chunk: Sequence[Any], packs: Sequence[str]) -> Piece:
-    if len(chunk) not in (2, 4, 5) or not 0 < _number(chunk[1]) <= LARGEST_CHUNK:
+    count = len(chunk)
+    if count not in (2, 4, 5):
         raise Malformed(f"{chunk!r} is not a chunk")
-    _check_hash(chunk[0])
-    if len(chunk) == 2:
-        return Piece(chunk[0], chunk[1])
-    stored = 0
-    if len(chunk) == 5:
-        stored = _number(chunk[4])
-        if not 0 < stored < chunk[1]:
+    hash_, length = chunk[0], chunk[1]
+    if type(length) is not int or not 0 < length <= LARGEST_CHUNK:
+        raise Malformed(f"{chunk!r} is not a chunk")
+    _check_hash(hash_)
+    if count == 2:
+        return Piece(hash_, length)
+    pack, offset, stored = chunk[2], chunk[3], 0
+    if type(pack) is not int or pack < 0 or type(offset) is not int or offset < 0:
+        raise Malformed(f"{chunk!r} lies nowhere")
+    if count == 5:
+        stored = chunk[4]
+        if type(stored) is not int or not 0 < stored < length:
             raise Malformed(f"{chunk!r} is longer compressed than not")
-    piece = Piece(chunk[0], chunk[1], packs[_number(chunk[2])], _number(chunk[3]), stored)
-    if piece.end > LARGEST_OBJECT:
+    if offset + (stored or length) > LARGEST_OBJECT:
         raise Malformed(f"{chunk!r} lies beyond the end of any object")
-    return piece
+    return Piece(hash_, length, packs[pack], offset, stored)
 
 
 def _number(value: Any, *, signed: bool = False) -> int:
@@ -610,7 +615,7 @@ def _number(value: Any, *, signed: bool = False) -> int:
 
 def _check_hash(value: Any) -> None:
     # Hashes become names in the store: one of the form ../../x must not.
-    if not isinstance(value, str) or not _HASH.fullmatch(value):
+    if type(value) is not str or not _HASH.fullmatch(value):
         raise Malformed(f"{value!r} is not a hash")
 
 
