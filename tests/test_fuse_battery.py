@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def source(path: Path, label: str = "latest", bundle: str = "") -> Source:
 
 def destination(path: Path, label: str = "", bundle_id_file: str = "") -> Destination:
     return Destination("output", str(path), "results", "made by a test", label, bundle_id_file)
+
+
+def files_below(path: Path) -> set[str]:
+    return {str(each.relative_to(path)) for each in path.rglob("*") if not each.is_dir()}
 
 
 # --- the contract, and being found -----------------------------------------------------------------------------------
@@ -165,6 +170,72 @@ def test_what_a_life_that_was_ended_left_half_done_the_next_completes(store: Sto
     assert read_tree(str(tmp_path / "in")) == read_tree(str(tmp_path / "weather"))
 
 
+# --- parts of bundles ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "there"),
+    [
+        ({"name_filter": "january"}, {"2026/january.csv"}),
+        ({"name_filter": r"\.csv$"}, {"2026/january.csv", "2026/february.csv"}),
+        ({"files": ("large",)}, {"large"}),
+        ({"files": ("2026", "large"), "name_filter": "a(ry|$)"}, {"2026/january.csv", "2026/february.csv"}),
+    ],
+)
+def test_of_a_source_in_part_only_what_is_asked_for_is_there(
+    part: dict[str, Any], there: set[str], store: Store, weather: Bundle, tmp_path: Path
+) -> None:
+    told = battery(store, replace(source(tmp_path / "in"), **part)).ready()["sources"][0]
+    assert files_below(tmp_path / "in") == there
+    assert (told["bundle"], told["files"], told["selected"]) == (weather.id, 3, len(there))
+
+
+def test_a_part_that_holds_nothing_is_told(
+    store: Store, weather: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = battery(store, replace(source(tmp_path / "in"), name_filter="december")).ready()["sources"][0]
+    assert told["selected"] == 0
+    assert os.listdir(tmp_path / "in") == []
+    assert f"source 'input': nothing of weather@{weather.id} is wanted" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["list.txt", "2026/jan", "../weather/large", "2026/../large", ""])
+def test_a_file_that_is_not_in_the_bundle_is_told_before_anything_is_fetched(
+    missing: str, store: Store, weather: Bundle, tmp_path: Path
+) -> None:
+    wrong = replace(source(tmp_path / "in"), files=("large", missing))
+    with pytest.raises(SourceMissing) as caught:
+        battery(store, source(tmp_path / "first"), wrong).ready()
+    ref = f"weather@{weather.id}"
+    assert str(caught.value) == f"source 'input': {ref} has no file or directory {missing!r}; see sidecar bundle files {ref}"
+    assert sorted(os.listdir(tmp_path)) == ["store", "weather"]
+
+
+def test_an_expression_that_does_not_compile_is_refused_before_anything_is_done(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"source 'input': '\(' is no regular expression"):
+        battery(store, replace(source(tmp_path / "in"), name_filter="("))
+
+
+def test_names_with_lines_in_them_are_found(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "odd" / "a\nb").mkdir(parents=True)
+    for name in ("a\nb/c\n", "a", "b"):
+        (tmp_path / "odd" / name).touch()
+    store.save(tmp_path / "odd", "weather", label="latest")
+    battery(store, replace(source(tmp_path / "by-name"), files=("a\nb",))).ready()
+    battery(store, replace(source(tmp_path / "by-filter"), name_filter="^b$")).ready()
+    assert files_below(tmp_path / "by-name") == {"a\nb/c\n"}
+    assert files_below(tmp_path / "by-filter") == {"b"}
+
+
+def test_of_a_link_that_leads_out_nothing_is_written_behind(store: Store, weather: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "2026").symlink_to(tmp_path / "victim")
+    with pytest.raises(Unreachable):
+        battery(store, replace(source(tmp_path / "in"), files=("2026/january.csv",))).ready()
+    assert os.listdir(tmp_path / "victim") == []
+
+
 # --- destinations ----------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +249,24 @@ def test_a_destination_exists_before_the_application_starts_and_is_a_bundle_afte
     assert (saved.message, saved.contributor, saved.files) == ("made by a test", "someone", 1)
     expected = {"name": "output", "path": str(tmp_path / "deep" / "out"), "repo": "results", "label": "latest"}
     assert told == {"destinations": [expected | {"bundle": saved.id, "files": 1, "bytes": 2}]}
+
+
+def test_what_cannot_be_kept_is_left_out_where_that_was_asked_for(
+    store: Store, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(out / "pipe")
+    with pytest.raises(NotSaved, match="'pipe'"):
+        battery(store, destination(out)).save()
+    told = battery(store, replace(destination(out), skip_on_error=True)).save()["destinations"][0]
+    assert (told["files"], told["skipped"]) == (1, 1)
+    assert store.resolve("results").skipped == 1
+    assert "'pipe'" in caplog.text
+
+
+def test_a_destination_that_is_gone_is_not_left_out(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(NotSaved, match="gone"):
+        battery(store, replace(destination(tmp_path / "gone"), skip_on_error=True)).save()
+    assert store.bundles("results") == []
 
 
 def test_the_bundles_id_is_written_to_its_file(store: Store, out: Path, tmp_path: Path) -> None:
@@ -387,6 +476,30 @@ def test_a_directory_with_something_in_it_is_populated_and_says_why(
     assert told["mode"] == "populate"
     assert "is not empty" in told["not_mounted"]
     assert sorted(os.listdir(tmp_path / "in")) == ["2026", "large", "mine"]
+
+
+@pytest.mark.parametrize("part", [{"name_filter": "jan"}, {"files": ("2026/january.csv",)}])
+def test_a_source_in_part_is_populated_and_says_why(
+    part: dict[str, Any], store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    what = replace(source(tmp_path / "in"), **part)
+    told = mounting(what).ready()
+    assert told["sources"][0]["mode"] == "populate"
+    assert told["sources"][0]["not_mounted"] == "only a part of the bundle is wanted"
+    assert "source 'input' is populated, not mounted: only a part" in caplog.text
+    assert files_below(tmp_path / "in") == {"2026/january.csv"}
+    assert not is_mounted(str(tmp_path / "in"))
+    assert mounting(what, earlier=told).ready() == told
+
+
+def test_a_source_that_is_to_be_downloaded_is_not_mounted(
+    store: Store, weather: Bundle, mounting: Mounting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = mounting(replace(source(tmp_path / "in"), populate=True), source(tmp_path / "mounted")).ready()["sources"]
+    assert [each["mode"] for each in told] == ["populate", "mount"]
+    assert "not_mounted" not in told[0]
+    assert read_tree(str(tmp_path / "in")) == read_tree(str(tmp_path / "weather"))
+    assert caplog.text == ""
 
 
 def test_what_an_earlier_life_populated_is_not_mounted_over(

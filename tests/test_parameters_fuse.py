@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -64,6 +65,7 @@ DATAMON_COMMANDS = (
 SOURCE = ";:sp:/in;sr:r;sl:v1"
 MOUNT = "bundle mount --repo r --label v1 --mount /in"
 UPLOAD = "bundle upload --path /out --repo r --message m"
+COMMANDS = "expected one of 'config create', 'bundle mount', 'bundle download', 'bundle upload'"
 
 
 def configure(
@@ -168,6 +170,45 @@ def test_commands_are_split_as_a_shell_splits_them() -> None:
 
 def test_a_mount_command_without_label_and_bundle_takes_the_latest() -> None:
     assert configure("bundle mount --repo r --mount /in").options.sources == (Source("mount-1", "/in", "r"),)
+
+
+def test_a_download_command_is_a_source_that_is_never_mounted() -> None:
+    configured = configure(
+        "bundle download --repo r --label v1 --destination /in --concurrency-factor 3", MOUNT.replace("/in", "/m")
+    )
+    assert configured.options.sources == (
+        Source("download-1", "/in", "r", "v1", populate=True),
+        Source("mount-1", "/m", "r", "v1"),
+    )
+    assert ("bundles.download-1.srcPopulate", "true", "-d #1") in explain(configured)
+
+
+@pytest.mark.parametrize("command", ["bundle download --repo r --destination /in", "bundle mount --repo r --mount /in"])
+def test_a_source_may_be_a_part_of_its_bundle(command: str) -> None:
+    configured = configure(f"{command} --name-filter '^2026/.*[.]csv$' --files 2026/ --files=/read.me")
+    (source,) = configured.options.sources
+    assert (source.name_filter, source.files) == ("^2026/.*[.]csv$", ("2026", "read.me"))
+    shown = {key.rpartition(".")[2]: value for key, value, _ in explain(configured)}
+    assert (shown["srcNameFilter"], shown["srcFiles"]) == ("^2026/.*[.]csv$", "2026 read.me")
+
+
+@pytest.mark.parametrize("flags", ["", "--name-filter= --files=", "--name-filter '' --files '' --files ''"])
+def test_an_empty_filter_is_as_none(flags: str) -> None:
+    assert configure(f"{MOUNT} {flags}").options.sources == (Source("mount-1", "/in", "r", "v1"),)
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="/"), min_size=1).filter(lambda name: name not in (".", "..")), max_size=4)
+)
+def test_files_may_have_any_name(names: list[str]) -> None:
+    flags = " ".join(f"--files={shlex.quote(name)}" for name in names)
+    assert configure(f"{MOUNT} {flags}").options.sources[0].files == tuple(names)
+
+
+@pytest.mark.parametrize(("flag", "skips"), [("", False), (" --skip-on-error", True), (" --skip-on-error=false", False)])
+def test_an_upload_may_leave_out_what_cannot_be_read(flag: str, skips: bool) -> None:
+    configured = configure(f"bundle upload{flag} --path /out --repo r --message m")
+    assert configured.options.destinations == (Destination("upload-1", "/out", "r", "m", skip_on_error=skips),)
 
 
 def test_what_tunes_the_datamon_binary_is_ignored_with_a_note() -> None:
@@ -359,24 +400,50 @@ def test_nothing_is_written_where_a_source_is(bundles: Mapping[str, str], expect
         (f"{MOUNT} --bundle b", "--bundle: source 'mount-1' has a bundle id and also the label 'v1': expected one of the two"),
         ("bundle upload --path /out --repo r", "--message: expected the message of destination 'upload-1', it is missing"),
         (f"{UPLOAD} --labl x", "--labl: unknown flag of 'bundle upload'; did you mean '--label'?"),
-        (f"{UPLOAD} --files list.txt", "--files: not supported: the whole directory is saved"),
-        (f"{UPLOAD} --skip-on-error", "--skip-on-error: not supported: a bundle is saved whole or not at all"),
+        (
+            f"{UPLOAD} --files list.txt",
+            "--files: not supported: all that is in --path is saved; have only what is to be kept in there",
+        ),
+        (f"{UPLOAD} --skip-on-error=maybe", "--skip-on-error: expected true or false, not 'maybe'"),
+        (f"{MOUNT} --skip-on-error", "--skip-on-error: unknown flag of 'bundle mount'; expected --repo, "),
+        (f"{MOUNT} --name-filter '(a'", "--name-filter: '(a' is no regular expression: missing ), unterminated subpattern"),
+        (f"{MOUNT} --name-filter '{'(' * 9999}{')' * 9999}'", "--name-filter: '(((("),
+        (
+            f"{MOUNT} --name-filter 'a{{99999999999999999999}}'",
+            "--name-filter: 'a{99999999999999999999}' is no regular expression",
+        ),
+        (f"{MOUNT} --name-filter '\\pL'", "--name-filter: '\\\\pL' is no regular expression: bad escape \\p"),
+        (
+            f"{MOUNT} --name-filter '[[:digit:]]+'",
+            "--name-filter: [:digit:] is no class of characters here: expected [0-9], [A-Za-z] or the like in '[[:digit:]]+'",
+        ),
+        (f"{MOUNT} --name-filter a --name-filter b", "--name-filter: given twice"),
+        (f"{MOUNT} --files", "--files: expected a value, as in --files VALUE or --files=VALUE"),
+        (f"{MOUNT} --files ../x", "--files: expected a path in the bundle, such as 2026/january.csv, not '../x'"),
+        (f"{MOUNT} --files a --files /", "--files: expected a path in the bundle, such as 2026/january.csv, not '/'"),
+        ("bundle download --repo r", "--destination: expected the path of source 'download-1', it is missing"),
+        ("bundle download", "--repo: expected the repository of source 'download-1', it is missing"),
+        (
+            "bundle download --repo r --destination in",
+            "--destination: expected an absolute path, one that begins with '/', not 'in'",
+        ),
+        (
+            "bundle download --repo r --destination /x --mount /in",
+            "--mount: unknown flag of 'bundle download'; expected --repo, ",
+        ),
         (f"{MOUNT} --label v2", "--label: given twice"),
         (f"{MOUNT} extra", "extra: unexpected word: 'bundle mount' takes flags only"),
         ("bundle mount --repo r --label --mount /in", "--label: expected a value, as in --label VALUE or --label=VALUE"),
         (f"{MOUNT} --bundle", "--bundle: expected a value, as in --bundle VALUE or --bundle=VALUE"),
         ("bundle mount --repo 'r", 'cannot be split into words: no closing quotation in "bundle mount --repo \'r"'),
-        (
-            "bundle download --repo r",
-            "the command 'bundle download' is not known: expected one of 'config create', 'bundle mount', 'bundle upload'",
-        ),
-        ("", "the command '' is not known: expected one of 'config create', 'bundle mount', 'bundle upload'"),
+        ("bundle list --repo r", f"the command 'bundle list' is not known: {COMMANDS}"),
+        ("", f"the command '' is not known: {COMMANDS}"),
         ("config create --name Ann", "--name: the contributor's email is missing: expected both or neither"),
         ("config create --email ann --name Ann", "--email: expected an e-mail address, not 'ann'"),
     ],
 )
 def test_a_command_that_cannot_be_followed_is_refused_by_its_number(command: str, expected: str) -> None:
-    assert f"-d #2: {expected}" in faults("config create", command)
+    assert any(fault.startswith(f"-d #2: {expected}") for fault in faults("config create", command)), faults(command)
 
 
 def test_there_is_at_most_one_config_command() -> None:
@@ -417,6 +484,12 @@ def test_a_flag_and_a_command_do_not_contradict_each_other() -> None:
 )
 def test_a_document_that_cannot_be_read_is_refused_by_its_line(text: str, expected: str) -> None:
     assert any(fault.startswith(f"dm_fuse_params {expected}") for fault in faults(MOUNT, yaml=text)), faults(MOUNT, yaml=text)
+
+
+@pytest.mark.parametrize("key", ["srcNameFilter", "srcFiles", "srcPopulate", "destSkipOnError"])
+def test_what_only_commands_say_is_no_key_of_a_document_or_a_dictionary(key: str) -> None:
+    assert f"dm_fuse_params line 3: {key}: unknown key" in faults(yaml=f"bundles:\n- name: a\n  {key}: x\n")[0]
+    assert f"dm_fuse_bd_a: {key}: unknown option" in faults(dm_fuse_bd_a=f";:{key}:x")[0]
 
 
 def test_a_document_that_cannot_be_read_is_not_told_to_lack_things_too() -> None:
@@ -471,7 +544,7 @@ def test_all_faults_are_told_at_once_each_at_its_place() -> None:
         yaml="bundles:\n- name: b\n  destPath: /b\n  destRepo: r\n  destmessage: m\n",
     )
     assert found == [
-        "-d #2: the command 'bundle copy' is not known: expected one of 'config create', 'bundle mount', 'bundle upload'",
+        f"-d #2: the command 'bundle copy' is not known: {COMMANDS}",
         "dm_fuse_params line 5: destmessage: unknown key; did you mean 'destMessage'?",
         "dm_fuse_opts: S: expected true or false, not 'maybe'",
         "-d #1: --mount: expected an absolute path, one that begins with '/', not 'in'",

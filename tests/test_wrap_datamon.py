@@ -57,12 +57,14 @@ class Job(Pod):
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         without: Sequence[str] = (),
+        populate: bool = True,
     ) -> Started:
         """Start `wrap_datamon --populate -c COORD ARGUMENTS…`, behind `prefix`; `without` these variables.
 
         A source that is mounted is the matter of test_mount_pod.py: this one can be held while it is prepared.
         """
-        where = ("--populate", "-c", self.coord) if coord else ("--populate",)
+        where: tuple[str | Path, ...] = ("-c", self.coord) if coord else ()
+        where = ("--populate", *where) if populate else where
         unset = ("env", *(word for name in without for word in ("-u", name))) if without else ()
         return self.start(*prefix, *unset, WRAP_DATAMON, *where, *arguments, env={**self.environment, **(env or {})})
 
@@ -182,6 +184,52 @@ def test_without_label_or_bundle_a_mount_takes_the_latest(job: Job) -> None:
     assert job.wrap("-b", "fuse", "--save", "never", "--", "grep", "-q", "newer", str(job.source / "january.csv")).wait() == 0
     assert battery.wait() == 0
     assert said(job, "mountdone")["sources"][0]["bundle"] == latest.id
+
+
+@pytest.mark.parametrize("command", ["download --destination", "mount --mount"])
+def test_only_the_files_that_a_command_asks_for_are_brought(job: Job, command: str) -> None:
+    (job.folder / "made" / "2026").mkdir()
+    (job.folder / "made" / "2026" / "two\nlines").touch()
+    job.put("1,2\n")
+    part = "--name-filter '^2026/|[.]csv$' --files january.csv --files 2026"
+    battery = job.datamon("-d", f"bundle {command} {job.source} --repo weather --label latest {part}", populate=False)
+    seen = job.file("seen")
+    listing = f"cd {job.source} && find . -type f -print0 | sort -z > {seen}"
+    assert job.wrap("-b", "fuse", "--save", "never", "--", "sh", "-c", listing).wait() == 0
+    assert battery.wait() == 0
+    assert seen.read_bytes().split(b"\0") == [b"./2026/two\nlines", b"./january.csv", b""]
+    assert said(job, "mountdone")["sources"][0]["mode"] == "populate"
+    assert said(job, "mountdone")["sources"][0]["selected"] == 2
+
+
+def test_a_file_that_is_not_in_the_bundle_is_66_and_the_application_hears_of_it(job: Job) -> None:
+    application = job.wrap("-b", "fuse", "--", "touch", str(job.file("ran")))
+    job.hear_state(WAITING)
+    battery = job.datamon("-d", f"bundle download --repo weather --label latest --destination {job.source} --files list.txt")
+    assert battery.wait() == 66
+    assert told_once(battery, "has no file or directory 'list.txt'")
+    assert application.wait() == 69
+    assert "has no file or directory 'list.txt'" in application.err
+    assert not job.source.exists()
+
+
+def test_an_expression_that_does_not_compile_is_65_and_named(job: Job) -> None:
+    battery = job.datamon("-d", f"bundle mount --repo weather --mount {job.source} --name-filter '(a'")
+    assert battery.wait() == 65
+    assert told_once(battery, "-d #1: --name-filter: '(a' is no regular expression: ")
+    assert not job.source.exists()
+
+
+@pytest.mark.parametrize("flag", ["", " --skip-on-error"])
+def test_what_cannot_be_kept_is_left_out_where_that_was_asked_for_and_else_73(job: Job, flag: str) -> None:
+    battery = job.datamon("-d", job.keep[1] + flag)
+    application = job.wrap("-b", "fuse", "--", "sh", "-c", f"cd {job.out} && mkfifo pipe && : > made")
+    assert application.wait() == battery.wait() == (0 if flag else 73)
+    assert "'pipe'" in battery.err
+    assert len(job.kept()) == (1 if flag else 0)
+    if flag:
+        assert list(job.content()) == ["made"]
+        assert said(job, "uploaddone")["destinations"][0]["skipped"] == 1
 
 
 def test_it_works_where_inotify_is_silent(job: Job) -> None:

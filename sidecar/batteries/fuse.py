@@ -1,9 +1,10 @@
 """The battery `fuse`: bundles are files before the application starts; directories are bundles after it has ended.
 
 A source is mounted, and its bytes are fetched as they are read; or populated, that is downloaded before the application starts,
-where the options say so and where a mount is impossible or nobody else would see it. Which of the two it was, and why it was not
-the one that was asked for, is in the payload of `ready` and in the log: they differ (a mount is read-only, and empty once the
-battery has ended), so it is never a silent choice. Either way each byte is verified.
+where the options say so, where a mount is impossible or nobody else would see it, and where only a part of the bundle is wanted,
+for a mount shows all of it. Which of the two it was, and why it was not the one that was asked for, is in the payload of `ready`
+and in the log: they differ (a mount is read-only, and empty once the battery has ended), so it is never a silent choice. Either
+way each byte is verified.
 
 A restarted battery takes away the mount that its killed life left and mounts the same bundle again; what was populated it finds,
 and rewrites nothing under a running application. The volumes are shared with the application, which may be less trusted: no
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import threading
 from collections.abc import Mapping
@@ -24,9 +26,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sidecar.batteries import Kind, Progress
-from sidecar.errors import NotSaved, Unreachable
+from sidecar.errors import ConfigurationError, NotSaved, SourceMissing, Unreachable
 from sidecar.parameters.fuse import Destination, Source
+from sidecar.parameters.settings import regular_expression
 from sidecar.store import RESERVED, Bundle, Stopped, Store, is_id, open_shared, open_store
+from sidecar.store.selection import Select, selection
 
 if TYPE_CHECKING:
     from sidecar.mount import Mount
@@ -62,8 +66,9 @@ class FuseBattery:
     """See sidecar.batteries.Battery for what each method promises."""
 
     def __init__(self, options: FuseBatteryOptions, progress: Progress) -> None:
-        """Nothing is read, written or reached yet, but the store's URL must mean something: ConfigurationError."""
+        """Nothing is read, written or reached yet, but the store's URL and filters must mean something: ConfigurationError."""
         self._options = options
+        self._selections = {each: _selection(each) for each in options.sources}
         self._progress = progress
         self._store: Store = open_store(options.store)
         self._closed = threading.Event()
@@ -73,22 +78,31 @@ class FuseBattery:
     def ready(self) -> Mapping[str, Any]:
         """Bring every source and make every destination; return which bundle each source turned out to be, and how it is there.
 
-        SourceMissing before the first byte is fetched where any of them does not exist.
+        SourceMissing before the first byte is fetched where any of them, or a file that is asked for, does not exist.
         """
         resolved = [(each, self._resolve(each)) for each in self._options.sources]
+        selected = {
+            each: _look(self._store, each, bundle, select) for each, bundle in resolved if (select := self._selections[each])
+        }
         # Before the download, which may take an hour: what will not be writable then is not now.
         for destination in self._options.destinations:
             _make_writable(destination.path)
             if destination.bundle_id_file:
                 _make_writable(os.path.dirname(os.path.abspath(destination.bundle_id_file)))
-        return {"sources": [{**_told(source, bundle), **self._bring(source, bundle)} for source, bundle in resolved]}
+        return {
+            "sources": [
+                {**_told(source, bundle), **selected.get(source, {}), **self._bring(source, bundle)}
+                for source, bundle in resolved
+            ]
+        }
 
     def save(self) -> Mapping[str, Any]:
         """Keep every destination as a bundle; return which. NotSaved, naming them, where some cannot be kept; the others are."""
         saved, failed = [], []
         for each in self._options.destinations:
             try:
-                saved.append(_told(each, self._save(each)))
+                bundle = self._save(each)
+                saved.append(_told(each, bundle) | ({"skipped": bundle.skipped} if bundle.skipped else {}))
             except NotSaved as error:
                 failed.append(str(error))
         if failed:
@@ -107,10 +121,14 @@ class FuseBattery:
     def _bring(self, source: Source, bundle: Bundle) -> dict[str, str]:
         """Have a bundle where its source wants it; return how."""
         reason: str | None = ""
-        if not self._options.populate:
-            before = _said_earlier(source, self._options.earlier).get("mode")
-            populated = "it was populated in an earlier life, and what is there may be in use"
-            reason = populated if before == "populate" else self._mount(source, bundle)
+        select = self._selections[source]
+        if not (self._options.populate or source.populate):
+            if select:
+                reason = "only a part of the bundle is wanted"
+            elif _said_earlier(source, self._options.earlier).get("mode") == "populate":
+                reason = "it was populated in an earlier life, and what is there may be in use"
+            else:
+                reason = self._mount(source, bundle)
         if reason is None:
             return {"mode": "mount"}
         if reason:
@@ -119,7 +137,7 @@ class FuseBattery:
 
         # An earlier life may have mounted there, and been killed.
         take_away(source.path)
-        self._store.populate(bundle, source.path, self._progress, shared=True, cancelled=self._closed.is_set)
+        self._store.populate(bundle, source.path, self._progress, select=select, shared=True, cancelled=self._closed.is_set)
         return {"mode": "populate"} | ({"not_mounted": reason} if reason else {})
 
     def _mount(self, source: Source, bundle: Bundle) -> str | None:
@@ -160,6 +178,7 @@ class FuseBattery:
                 message=destination.message,
                 contributor=self._options.contributor,
                 progress=self._progress,
+                skip_errors=destination.skip_on_error,
                 reuse=True,
                 shared=True,
                 cancelled=self._closed.is_set,
@@ -177,6 +196,29 @@ def open_battery(options: FuseBatteryOptions, progress: Progress) -> FuseBattery
 
 
 KIND = Kind("fuse", FuseBatteryOptions, open_battery)
+
+
+def _selection(source: Source) -> Select | None:
+    """Return what says which entries of its bundle a source asks for; None where it is all of them."""
+    try:
+        pattern = re.compile(regular_expression(source.name_filter)) if source.name_filter else None
+    except ValueError as error:
+        raise ConfigurationError(f"source {source.name!r}: {error}") from None
+    return selection(source.files, pattern)
+
+
+def _look(store: Store, source: Source, bundle: Bundle, select: Select) -> dict[str, int]:
+    """Return how much of a bundle its source asks for; SourceMissing where it names a file that is not there."""
+    entries = store.manifest(bundle)
+    paths = {entry.path for entry in entries}
+    missing = next((path for path in source.files if path.strip("/") not in paths), None)
+    if missing is not None:
+        problem = f"{bundle.reference} has no file or directory {missing!r}; see sidecar bundle files {bundle.reference}"
+        raise SourceMissing(f"source {source.name!r}: {problem}")
+    selected = [entry for entry in entries if select(entry)]
+    if not selected:
+        _logger.warning("source %r: nothing of %s is wanted; its directory is empty", source.name, bundle.reference)
+    return {"selected": sum(entry.type == "file" for entry in selected)}
 
 
 def _bundle_told(source: Source, earlier: Mapping[str, Any] | None) -> str:

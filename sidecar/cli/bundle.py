@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import click
 
@@ -20,14 +20,16 @@ from sidecar.cli.progress import Progress
 from sidecar.cli.store_option import store_option
 from sidecar.errors import SidecarError
 from sidecar.figures import amount
+from sidecar.parameters.settings import regular_expression
 from sidecar.store import Bundle, Entry, Reference, Store, check_name, encode_path, open_store
+from sidecar.store.selection import selection
 
 
 def _pattern(text: str) -> re.Pattern[str]:
     try:
-        return re.compile(text)
-    except re.error as error:
-        raise click.BadParameter(f"{text!r} is no regular expression: {error}") from None
+        return re.compile(regular_expression(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _repository(text: str) -> str:
@@ -137,25 +139,12 @@ def download(
     opened = open_store(store)
     found = _find(opened, ref)
     with Progress() as progress:
-        left_out = opened.populate(found, dest, progress, select=_select(paths, name_filter), skip_errors=skip_errors)
+        left_out = opened.populate(found, dest, progress, select=selection(paths, name_filter), skip_errors=skip_errors)
     if as_json:
         print_json(found.as_json() | {"left_out": [encode_path(path) for path in left_out]})
         return
     click.echo(found.reference)
     click.echo(_held(found) + (f"; {len(left_out)} left out" if left_out else ""), err=True)
-
-
-def _select(paths: Sequence[str], pattern: re.Pattern[str] | None) -> Callable[[Entry], bool] | None:
-    """Return what says whether an entry is wanted; None where all are."""
-    wanted = tuple(path.strip("/") for path in paths)
-    if not wanted and pattern is None:
-        return None
-
-    def select(entry: Entry) -> bool:
-        named = not wanted or any(entry.path == path or entry.path.startswith(path + "/") for path in wanted)
-        return named and (pattern is None or pattern.search(entry.path) is not None)
-
-    return select
 
 
 @bundle.command("list", epilog=ending("66 there is no such repository", "sidecar bundle list weather"))

@@ -34,6 +34,8 @@ LONGEST = 1 << 20
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="""\b
 T is in seconds, or with a unit: 90, 90s, 15m, 2h.
+bundle mount and bundle download take --name-filter REGEX (it is found in the path) and --files PATH (a file or
+directory in the bundle; repeated): that part of it is downloaded, never mounted. bundle upload takes --skip-on-error.
 Exit status: 0 saved, or nothing to save; 2 usage; 65 malformed parameters or corrupt data; 66 a source does
 not exist; 69 the application died before it ran; 73 the output was not saved; 74 the store or the
 directory cannot be reached or written; 75 a deadline passed; 78 contradictory configuration.
@@ -55,7 +57,7 @@ Example:
     "commands",
     metavar="COMMAND",
     multiple=True,
-    help="A datamon command: config create, bundle mount or bundle upload; repeated.",
+    help="A datamon command: config create, bundle mount, bundle download or bundle upload; repeated.",
 )
 @click.option("-i", "bundle_id_file", metavar="FILE", default="", help="Write the id of the uploaded bundle to FILE.")
 @click.option("-b", "config_bucket", metavar="BUCKET", default="", help="datamon's configuration bucket; accepted, see --store.")

@@ -1,9 +1,13 @@
 """Commands as the datamon binary takes them: `-d 'bundle mount --repo R --label L --mount M --stream'`.
 
-Three are known: `config create`, at most once, and `bundle mount` and `bundle upload`, any number of times. Each is one text that
-is split as a shell splits it. What a flag asked of the datamon binary and we do anyway, or have no use for, is ignored with a
-note; a flag that would change what is read or saved and that we do not have is refused by name.
-A mount is named mount-1, mount-2, … and an upload upload-1, …, in the order of the commands.
+These are known: `config create`, at most once, and `bundle mount`, `bundle download` and `bundle upload`, any number of times.
+Each is one text that is split as a shell splits it. What a flag asked of the datamon binary and we do anyway, or have no use
+for, is ignored with a note; a flag that would change what is read or saved and that we do not have is refused by name.
+A mount is named mount-1, mount-2, …, a download download-1, … and an upload upload-1, …, in the order of the commands.
+
+A download is a source that is never mounted. Of a source, `--name-filter REGEX` and `--files PATH` (the only flag that may be
+repeated: a file, or all that is in a directory, by its path in the bundle) ask for a part. datamon has the former for downloads,
+and the latter for uploads alone, where it names a list of files; that one is refused.
 """
 
 from __future__ import annotations
@@ -28,18 +32,26 @@ _SWITCHES = {
     "--verify-hash": "every byte is verified",
     "--verify-blob-hash": "every byte is verified",
 }
+_TRUTHS = {"--skip-on-error"}
+_REPEATABLE = {"--files"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One known command: its flags and the fields they set, what is ignored and why, what is refused and why."""
+    """One known command: its flags and the fields they set, what is ignored and why, what is refused and why.
+
+    `implied` is a field that the command itself makes true.
+    """
 
     name: str
     flags: Mapping[str, str]
     ignored: Mapping[str, str]
     refused: Mapping[str, str]
+    implied: str = ""
 
 
+_BUNDLE = {"--repo": "srcRepo", "--label": "srcLabel", "--bundle": "srcBundle"}
+_PART = {"--name-filter": "srcNameFilter", "--files": "srcFiles"}
 _KNOWN = (
     Command(
         "config create",
@@ -54,9 +66,16 @@ _KNOWN = (
     ),
     Command(
         "bundle mount",
-        {"--repo": "srcRepo", "--label": "srcLabel", "--bundle": "srcBundle", "--mount": "srcPath"},
+        {**_BUNDLE, "--mount": "srcPath", **_PART},
         {**_IGNORED_ANYWHERE, "--cache-size": _TUNING, "--prefetch": _TUNING, "--destination": "nothing is staged"},
         {"--config": _ELSEWHERE, "--context": _ELSEWHERE},
+    ),
+    Command(
+        "bundle download",
+        {**_BUNDLE, "--destination": "srcPath", **_PART},
+        _IGNORED_ANYWHERE,
+        {"--config": _ELSEWHERE, "--context": _ELSEWHERE},
+        implied="srcPopulate",
     ),
     Command(
         "bundle upload",
@@ -66,13 +85,13 @@ _KNOWN = (
             "--repo": "destRepo",
             "--label": "destLabel",
             "--bundle-id-file": "destBundleID",
+            "--skip-on-error": "destSkipOnError",
         },
         _IGNORED_ANYWHERE,
         {
             "--config": _ELSEWHERE,
             "--context": _ELSEWHERE,
-            "--files": "the whole directory is saved",
-            "--skip-on-error": "a bundle is saved whole or not at all",
+            "--files": "all that is in --path is saved; have only what is to be kept in there",
         },
     ),
 )
@@ -80,7 +99,7 @@ _KNOWN = (
 
 def read_commands(commands: Sequence[str], layer: Layer, notes: list[str], faults: list[Fault]) -> None:
     """Add to `layer` what `commands` say; faults are at `-d #1`, `-d #2`, …"""
-    numbers = {"bundle mount": count(1), "bundle upload": count(1)}
+    numbers = {each.name: count(1) for each in _KNOWN if each.name.startswith("bundle ")}
     config = ""
     for number, text in enumerate(commands, 1):
         where = f"-d #{number}"
@@ -89,13 +108,20 @@ def read_commands(commands: Sequence[str], layer: Layer, notes: list[str], fault
             continue
         if command.name in numbers:
             name = f"{command.name.removeprefix('bundle ')}-{next(numbers[command.name])}"
-            section = layer.named[name] = Section(where, "flag")
+            spelled = {key: flag for flag, key in command.flags.items()}
+            section = layer.named[name] = Section(where, "flag", spelled=spelled)
+            if command.implied:
+                section.put(Setting(command.implied, "true", where, command.name), faults)
         else:
             if config:
                 faults.append(Fault(where, command.name, f"given twice, first as {config}: expected at most one"))
             section, config = layer.pod, config or where
+        given: dict[str, list[str]] = {}
         for flag, value in _flags(command, words, where, notes, faults):
-            section.put(Setting(command.flags[flag], value, where, flag), faults)
+            given.setdefault(flag, []).append(value)
+        for flag, values in given.items():
+            text = shlex.join(filter(None, values)) if flag in _REPEATABLE else values[0]
+            section.put(Setting(command.flags[flag], text, where, flag), faults)
 
 
 def _split(text: str, where: str, faults: list[Fault]) -> tuple[Command | None, list[str]]:
@@ -108,7 +134,7 @@ def _split(text: str, where: str, faults: list[Fault]) -> tuple[Command | None, 
     for command in _KNOWN:
         if command.name == name:
             return command, words[2:]
-    expected = "expected one of 'config create', 'bundle mount', 'bundle upload'"
+    expected = "expected one of " + ", ".join(repr(command.name) for command in _KNOWN)
     faults.append(Fault(where, "", f"the command {name!r} is not known: {expected}"))
     return None, []
 
@@ -121,9 +147,11 @@ def _flags(
     seen: set[str] = set()
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
-        problem = "given twice" if flag in seen else _problem(command, flag)
+        problem = "given twice" if flag in seen - _REPEATABLE else _problem(command, flag)
         seen.add(flag)
-        if flag not in _SWITCHES and not equals and not problem.startswith("unexpected"):
+        if flag in _TRUTHS and not equals:
+            value = "true"
+        elif flag not in _SWITCHES and not equals and not problem.startswith("unexpected"):
             # `--label --mount M` is a forgotten value, never a label named --mount.
             if rest and not rest[0].startswith("--"):
                 value = rest.pop(0)

@@ -1,15 +1,17 @@
 """What a user says of the fuse battery, from every place where it can be said, as FuseOptions.
 
-    flags         -c -s -b -a -i, and -d 'config create …', -d 'bundle mount …', -d 'bundle upload …'
+    flags         -c -s -b -a -i, and -d 'config create …', -d 'bundle mount|download|upload …'
     environment   dm_fuse_opts (c S b a n e i) and dm_fuse_bd_<name> (sp sr sl sb, dp dr dm dl dif)
     file          YAML in dm_fuse_params: the path of a file, or the document itself
     defaults
 
 The strongest comes first, and counts value by value: `dm_fuse_bd_input=';:sl:v2'` replaces the label of the bundle `input` in the
-file and leaves the rest of it. Bundles of -d commands have names of their own and come on top of the others.
+file and leaves the rest of it. Bundles of -d commands have names of their own and come on top of the others. Only commands can
+say that a source is a part of its bundle or is downloaded, and that an upload skips what it cannot read: datamon's files and
+variables have no words for it.
 
 The rules: each bundle is a source or a destination; a source has a path, a repository, and either a label or a bundle id (only a
-`bundle mount` may leave out both and takes the latest, as datamon did); a destination has a path, a repository and a message.
+command may leave out both and takes the latest, as datamon did); a destination has a path, a repository and a message.
 Sources do not lie in each other, and nothing that is written lies in a source: a source is read-only.
 """
 
@@ -40,18 +42,28 @@ from sidecar.parameters.settings import (
 
 @dataclass(frozen=True)
 class Source:
-    """A bundle that is in directory `path` before the application starts; the latest where neither label nor id is given."""
+    """A bundle that is in directory `path` before the application starts; the latest where neither label nor id is given.
+
+    `name_filter`, a regular expression to be found in paths, and `files`, paths of files and directories, ask for a part of it;
+    see sidecar.store.selection. `populate`: it is downloaded, never mounted.
+    """
 
     name: str
     path: str
     repo: str
     label: str = ""
     bundle: str = ""
+    name_filter: str = ""
+    files: tuple[str, ...] = ()
+    populate: bool = False
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A directory that is kept as a bundle after the application has ended; its id is written to `bundle_id_file`."""
+    """A directory that is kept as a bundle after the application has ended; its id is written to `bundle_id_file`.
+
+    `skip_on_error`: what cannot be kept in it, a file that cannot be read or a socket, is left out and counted.
+    """
 
     name: str
     path: str
@@ -59,6 +71,7 @@ class Destination:
     message: str
     label: str = ""
     bundle_id_file: str = ""
+    skip_on_error: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,8 +126,15 @@ _DESTINATION = (
 )
 BUNDLE = (*_SOURCE, *_DESTINATION)
 _NAME = Field("name", "", of.thing_name)
-_SOURCE_KEYS = [each.key for each in _SOURCE]
-_DESTINATION_KEYS = [each.key for each in _DESTINATION]
+_SOURCE_OF_COMMANDS = (
+    Field("srcNameFilter", "", of.regular_expression, "--name-filter"),
+    Field("srcFiles", "", of.bundle_paths, "--files"),
+    Field("srcPopulate", "", of.boolean),
+)
+_DESTINATION_OF_COMMANDS = (Field("destSkipOnError", "", of.boolean, "--skip-on-error"),)
+_ANY = (*_SOURCE, *_SOURCE_OF_COMMANDS, *_DESTINATION, *_DESTINATION_OF_COMMANDS)
+_SOURCE_KEYS = [each.key for each in (*_SOURCE, *_SOURCE_OF_COMMANDS)]
+_DESTINATION_KEYS = [each.key for each in (*_DESTINATION, *_DESTINATION_OF_COMMANDS)]
 
 
 def fuse_options(flags: FuseFlags, environment: Mapping[str, str], read_file: ReadFile) -> Configured[FuseOptions]:
@@ -181,7 +201,7 @@ def _document(text: str, name: str, faults: list[Fault]) -> Layer:
 def _configured(layers: Sequence[Layer], notes: list[str], faults: list[Fault]) -> Configured[FuseOptions]:
     pod = read(merge([layer.pod for layer in layers]), POD, "", notes, faults)
     bundles = {
-        name: read(section, BUNDLE, f"bundles.{name}.", notes, faults) for name, section in merge_named(layers, faults).items()
+        name: read(section, _ANY, f"bundles.{name}.", notes, faults) for name, section in merge_named(layers, faults).items()
     }
     sources = [_source(name, values, faults) for name, values in bundles.items() if _is_source(values)]
     destinations = [_destination(name, values, faults) for name, values in bundles.items() if values.given(_DESTINATION_KEYS)]
@@ -214,14 +234,29 @@ def _source(name: str, values: Values, faults: list[Fault]) -> Source:
         faults.append(values.wrong("srcBundle", problem))
     elif not values["srcBundle"] and values.section.dialect != "flag":
         values.require("srcLabel", f"a label or a bundle id of source {name!r}", faults)
-    return Source(name, values["srcPath"], values["srcRepo"], values["srcLabel"], values["srcBundle"])
+    return Source(
+        name,
+        values["srcPath"],
+        values["srcRepo"],
+        values["srcLabel"],
+        values["srcBundle"],
+        name_filter=values["srcNameFilter"],
+        files=tuple(values["srcFiles"]),
+        populate=values["srcPopulate"] is True,
+    )
 
 
 def _destination(name: str, values: Values, faults: list[Fault]) -> Destination:
     for key, what in (("destPath", "path"), ("destRepo", "repository"), ("destMessage", "message")):
         values.require(key, f"the {what} of destination {name!r}", faults)
     return Destination(
-        name, values["destPath"], values["destRepo"], values["destMessage"], values["destLabel"], values["destBundleID"]
+        name,
+        values["destPath"],
+        values["destRepo"],
+        values["destMessage"],
+        values["destLabel"],
+        values["destBundleID"],
+        skip_on_error=values["destSkipOnError"] is True,
     )
 
 
@@ -241,9 +276,7 @@ def _check_pod(pod: Values, bundles: Mapping[str, Values], faults: list[Fault]) 
         expected = "expected -c DIR, the option c of dm_fuse_opts, or globalOpts.coordPoint"
         faults.append(Fault("coordination directory", "", f"not configured: {expected}"))
     if not bundles:
-        expected = (
-            "expected -d 'bundle mount …' or -d 'bundle upload …', a variable dm_fuse_bd_<name>, or bundles in dm_fuse_params"
-        )
+        expected = "expected -d 'bundle mount|download|upload …', a variable dm_fuse_bd_<name>, or bundles in dm_fuse_params"
         faults.append(Fault("bundles", "", f"neither a source nor a destination is configured: {expected}"))
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import difflib
 import posixpath
+import re
+import shlex
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Generic, Literal, TypeVar
@@ -84,6 +86,8 @@ class Section:
     given: dict[str, Setting] = field(default_factory=dict)
     # It could not be read at all, which is a fault already: what it lacks is not another.
     torn: bool = False
+    # Names that keys have here alone, and not in all of the dialect: --destination is --mount in another command.
+    spelled: Mapping[str, str] = field(default_factory=dict)
 
     def put(self, setting: Setting, faults: list[Fault]) -> None:
         """Add a setting; a fault where it says something else than what is there. An empty value says nothing."""
@@ -105,7 +109,8 @@ class Layer:
 
 def merge(sections: Sequence[Section]) -> Section:
     """Return the sections of one thing as one, the strongest first; it is found where the strongest stands."""
-    merged = Section(sections[0].where, sections[0].dialect, torn=any(section.torn for section in sections))
+    first, torn = sections[0], any(section.torn for section in sections)
+    merged = Section(first.where, first.dialect, torn=torn, spelled=first.spelled)
     for section in sections:
         closed = {key for choice in CHOICES if choice & merged.given.keys() for key in choice}
         for key, setting in section.given.items():
@@ -198,7 +203,8 @@ class Values:
         setting = self.section.given.get(key)
         if setting:
             return Fault(setting.where, setting.spelled, problem)
-        return Fault(self.section.where, self.fields[key].spelled(self.section.dialect), problem)
+        spelled = self.section.spelled.get(key) or self.fields[key].spelled(self.section.dialect)
+        return Fault(self.section.where, spelled, problem)
 
     def given(self, keys: Iterable[str]) -> list[str]:
         """Return those of `keys` that are given."""
@@ -233,6 +239,8 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return shlex.join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -291,6 +299,29 @@ def file_path(value: str) -> str:
     if value.endswith("/"):
         raise ValueError(f"expected the path of a file, not of a directory, {value!r}")
     return path(value)
+
+
+def bundle_paths(value: str) -> tuple[str, ...]:
+    """Return the paths of files and directories in a bundle, given a list of them as a shell writes one."""
+    paths = shlex.split(value)
+    bad = next((path for path in paths if {"", ".", ".."} & {*path.strip("/").split("/")}), None)
+    if bad is not None:
+        raise ValueError(f"expected a path in the bundle, such as 2026/january.csv, not {bad!r}")
+    return tuple(path.strip("/") for path in paths)
+
+
+def regular_expression(value: str) -> str:
+    """Return a regular expression of Python's, which `re.compile` takes."""
+    # datamon's are RE2's. They mean the same here or are none at all, but for these.
+    foreign = re.search(r"\[:\^?[a-z]+:\]", value)
+    if foreign:
+        problem = f"{foreign[0]} is no class of characters here: expected [0-9], [A-Za-z] or the like in {value!r}"
+        raise ValueError(problem)
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from None
+    return value
 
 
 def boolean(value: str) -> bool:

@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 
 from sidecar.store.format import Entry
 
+Select = Callable[[Entry], bool]
+"""Says whether an entry is wanted."""
 
-def selection(paths: Sequence[str], pattern: re.Pattern[str] | None) -> Callable[[Entry], bool] | None:
+
+def selection(paths: Sequence[str], pattern: re.Pattern[str] | None) -> Select | None:
     """Return what says whether an entry is wanted; None where all are. `/2026/` is the same path as `2026`."""
     wanted = tuple(path.strip("/") for path in paths)
     if not wanted and pattern is None:
