@@ -1,10 +1,16 @@
-"""What the tests share: a store, a tree to save in it, and signals that are heard however the tests themselves were started."""
+"""What the tests share: stores, a tree to save in them, a small disk, and signals that are heard."""
 
+import os
 import random
+import resource
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import emulators
 import pytest
+from emulators import Emulator
 
 from sidecar.store import Store, open_store
 
@@ -32,3 +38,39 @@ def tree(tmp_path: Path) -> Path:
     (top / "big").write_bytes(random.Random(1).randbytes(10 << 20))
     (top / "link").symlink_to("two")
     return top
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB where one may be mounted; else the limit of a file's size, which fails alike."""
+    where = tmp_path / "tiny"
+    where.mkdir()
+    mounted = os.getuid() == 0 and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", where]).returncode
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not mounted:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, limits[1]))
+    try:
+        yield where
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", where], check=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[Emulator]:
+    with emulators.google() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def amazon() -> Iterator[Emulator]:
+    with emulators.amazon() as emulator:
+        yield emulator
+
+
+@pytest.fixture(params=["google", "amazon"], scope="session")
+def emulator(request: pytest.FixtureRequest) -> Emulator:
+    """An object store that serves all tests, each in stores of its own: see Emulator.new_url."""
+    found: Emulator = request.getfixturevalue(request.param)
+    return found

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from typing import Any
 
 from sidecar import linux
@@ -28,6 +29,7 @@ os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 STARTS = 60.0  # seconds after which an emulator that does not answer never will
 BUCKET = "bucket"
+_numbers = count()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Emulator:
 
     def url(self, prefix: str) -> str:
         return f"{self.scheme}://{BUCKET}/{prefix}"
+
+    def new_url(self) -> str:
+        """Return the URL of a store that is not there yet."""
+        return self.url(f"store-{next(_numbers)}")
 
     def through(self, host: str) -> dict[str, Any]:
         """Return the options that lead there by way of another host:port."""

@@ -6,7 +6,6 @@ The server is another process, so this one may read the mount by anything. Nothi
 from __future__ import annotations
 
 import errno
-import json
 import mmap
 import os
 import random
@@ -16,14 +15,15 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from processes import BIN, HANG
+from mounts import SIDECAR, Mounted, cat, nothing_left_below
+from processes import HANG
 
 from sidecar.mount import CannotMount, Mount, is_mounted
 from sidecar.mount import protocol as fuse
@@ -34,18 +34,13 @@ from sidecar.store.reader import Reader, open_reader
 from sidecar.testing import read_tree
 
 LARGE = random.Random(1).randbytes(20 * MIB + 777)
-SIDECAR = str(BIN / "sidecar")
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """Every test: there is FUSE, and afterwards no mount."""
-    assert os.path.exists("/dev/fuse"), "these tests mount: load the kernel's fuse module, or give the container /dev/fuse"
-    yield
-    left = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(tmp_path) in line]
-    for line in left:
-        subprocess.run(["umount", "-l", line.split()[4]], check=False)
-    assert not left
+    with nothing_left_below(tmp_path):
+        yield
 
 
 @pytest.fixture
@@ -65,31 +60,6 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture
 def bundle(store: Store, tree: Path) -> Bundle:
     return store.save(tree, "r", label="latest")
-
-
-class Mounted:
-    """`sidecar bundle mount` in a process of its own."""
-
-    def __init__(self, store: Store, point: Path, *options: str, prefix: Sequence[str] = ()) -> None:
-        self.point = point
-        command = [*prefix, SIDECAR, "bundle", "mount", "r", str(point), "--store", store.url, "--json", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
-        self.told: dict[str, Any] = json.loads(line)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        self.err = self.process.communicate(timeout=HANG)[1]
-        return self.process.returncode
-
-    def __enter__(self) -> Mounted:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            assert self.end() == 0
 
 
 # --- what is there -----------------------------------------------------------------------------------------------------
@@ -470,8 +440,32 @@ def test_a_file_of_the_cache_that_somebody_changed_is_not_passed_through(store: 
 PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
 
-def cat(path: Path) -> bytes:
-    return subprocess.run(["cat", path], stdout=subprocess.PIPE, check=True).stdout
+def test_a_cache_on_a_disk_that_is_too_small_is_read_past_and_told_once(
+    store: Store, bundle: Bundle, tiny: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):  # the second time beside what is left there of the first
+        with Mounted(store, tmp_path / "in", "--cache", str(tiny / "cache"), "--cache-size", "100M") as mounted:
+            assert cat(tmp_path / "in" / "large") == LARGE
+            assert cat(tmp_path / "in" / "deep" / "note") == b"hello"
+            assert mounted.end() == 0
+            assert mounted.err.count(f"the cache {tiny}/cache cannot be written") == 1
+            assert mounted.err.count("\n") == 1, mounted.err
+
+
+def test_a_mount_keeps_again_when_there_is_room_again(
+    store: Store, bundle: Bundle, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.store.cache._AGAIN", 0.0)
+    with (tiny / "fill").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 8 * MIB)
+    reader = open_reader(store, bundle, memory=MIB, cache=Cache(str(tiny / "cache"), 100 * MIB))
+    with Mount(reader, tmp_path / "in"):
+        assert cat(tmp_path / "in" / "large") == LARGE
+        (tiny / "fill").unlink()
+        assert cat(tmp_path / "in" / "deep" / "note") == b"hello"
+        reader._threads.finish()
+    kept = [path for path in (tiny / "cache").rglob("*") if path.is_file() and path.stat().st_size == len("hello")]
+    assert [path.read_bytes() for path in kept] == [b"hello"]
 
 
 # --- other users, other namespaces -------------------------------------------------------------------------------------

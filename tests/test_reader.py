@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import random
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,10 @@ from hypothesis import strategies as st
 from processes import HANG
 
 from sidecar.errors import Corrupt, Unreachable
-from sidecar.store import Bundle, Store, open_store
+from sidecar.store import Bundle, Store, download, open_store
 from sidecar.store.cache import Cache
 from sidecar.store.format import FILE, MIB, Piece
+from sidecar.store.objects import LocalObjects
 from sidecar.store.reader import ROOT, Reader, Tree, open_reader
 
 SIZES = {"empty": 0, "one": 1, "small": 4096, "edge": MIB, "packed-end": 8 * MIB + 5, "large": 20 * MIB + 12345}
@@ -198,6 +203,53 @@ def test_memory_is_bounded(store: Store, bundle: Bundle) -> None:
     done = subprocess.run([sys.executable, "-c", code, store.url], capture_output=True, text=True, check=True)
     # 16 MiB that are kept, and what four threads have under way.
     assert int(done.stdout) < 120 << 10
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is read of objects in stores of files, by name, as it happens."""
+    asked: list[str] = []
+    ask = LocalObjects.read
+
+    def read(self: LocalObjects, name: str, offset: int, view: memoryview) -> int:
+        asked.append(name)
+        return ask(self, name, offset, view)
+
+    monkeypatch.setattr(LocalObjects, "read", read)
+    return asked
+
+
+def half(seed: int, length: int) -> bytes:
+    """Bytes that are stored as half of them."""
+    return random.Random(seed).randbytes(length // 2) + bytes(length // 2)
+
+
+def test_chunks_that_lie_compressed_beside_one_another_come_with_one_request_a_block(tmp_path: Path, requests: list[str]) -> None:
+    (tmp_path / "tree").mkdir()
+    pages = b"".join(half(number, 1 << 18) for number in range(16))
+    (tmp_path / "tree" / "pages").write_bytes(pages)
+    store = open_store(f"file://{tmp_path}/store")
+    bundle = store.save(tmp_path / "tree", "r", chunk_size=lambda _path, _size: 1 << 18)
+    pieces = store.manifest(bundle)[0].pieces
+    assert len({piece.pack for piece in pieces}) == 1
+    # Where each ends in the pack, not in the file, begins the next one. What is stored of one is more than is read over.
+    assert [piece.end for piece in pieces[:-1]] == [piece.offset for piece in pieces[1:]]
+    assert all(piece.end - piece.offset > 2 * download._GAP for piece in pieces)
+    reader = open_reader(store, bundle)
+    requests.clear()
+    assert read(reader, "pages") == pages
+    assert len(requests) == 4, "of 1 MiB each"
+    reader.close()
+
+
+def test_files_that_are_small_once_compressed_are_fetched_together_however_long_they_are(
+    tmp_path: Path, requests: list[str]
+) -> None:
+    store, bundle = own_store(tmp_path, **{f"f{number}": b"%d" % number * (5 * MIB) for number in range(8)})
+    requests.clear()
+    store.populate(bundle, tmp_path / "back")
+    assert len(requests) == 1
+    assert (tmp_path / "back" / "f7").read_bytes() == b"7" * (5 * MIB)
 
 
 class Recorded:
@@ -391,6 +443,121 @@ def test_a_cache_on_a_full_disk_is_done_without(tmp_path: Path, caplog: pytest.L
     assert "cannot be written" in caplog.text
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "sidecar.store.cache"]
+
+
+def test_a_disk_that_is_smaller_than_the_cache_may_be_is_read_past_and_told_once(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, bundle = own_store(tmp_path, large=content("large"), small=b"x" * 100, edge=content("edge"))
+    for _ in range(2):  # the second time beside what is left there of the first
+        caplog.clear()
+        reader = open_reader(store, bundle, memory=MIB, cache=Cache(str(tiny / "cache"), 100 * MIB))
+        for _ in range(2):
+            assert read(reader, "large") == content("large")
+            assert read(reader, "edge") == content("edge")
+            assert read(reader, "small") == b"x" * 100
+        settle(reader)
+        assert reader.whole(reader.tree.find(b"large")) is None
+        (told,) = warnings(caplog)
+        assert f"{tiny}/cache cannot be written" in told
+
+
+def test_of_threads_that_find_the_disk_full_together_one_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(str(tmp_path / "cache"), 100 * MIB)
+    together = threading.Barrier(4)
+
+    def full(*_: object) -> int:
+        together.wait(timeout=HANG)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    threads = [threading.Thread(target=cache.keep, args=(f"{n}" * 64, MIB, 0, memoryview(bytes(MIB)))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings(caplog) == [f"the cache {tmp_path}/cache cannot be written: No space left on device; it is read without"]
+
+
+def test_what_was_being_kept_while_the_disk_filled_does_not_have_it_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sidecar.store.cache._AGAIN", 0.0)
+    cache = Cache(str(tmp_path / "cache"), 100 * MIB)
+    writing, filled, write = threading.Event(), threading.Event(), os.pwrite
+
+    def slow_or_full(fd: int, data: memoryview, at: int) -> int:
+        if len(data) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        writing.set()
+        filled.wait(HANG)
+        return write(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", slow_or_full)
+    thread = threading.Thread(target=cache.keep, args=("aa", 1, 0, memoryview(b"1")))
+    thread.start()
+    assert writing.wait(HANG)
+    assert not cache.keep("bb", 2, 0, memoryview(b"22"))
+    filled.set()
+    thread.join()
+    assert not cache.keep("bb", 2, 0, memoryview(b"22"))
+    assert len(warnings(caplog)) == 1
+
+
+def test_keeping_resumes_when_there_is_room_again_and_the_next_full_disk_is_told_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, bundle = own_store(tmp_path, **{name: random.Random(name).randbytes(2 * MIB) for name in "abcd"})
+    cache = Cache(str(tiny / "cache"), 100 * MIB)
+
+    def is_kept(name: str) -> bool:
+        reader = open_reader(store, bundle, cache=cache)
+        assert read(reader, name) == random.Random(name).randbytes(2 * MIB)
+        settle(reader)
+        return reader.whole(reader.tree.find(name.encode())) is not None
+
+    fill(tiny)
+    assert not is_kept("a")
+    (tiny / "fill").unlink()
+    assert not is_kept("b"), "it rests"
+    monkeypatch.setattr(cache, "_resting", time.monotonic())
+    monkeypatch.setattr("sidecar.store.cache._AGAIN", 0.0)
+    assert len(warnings(caplog)) == 1
+    assert is_kept("b")
+    fill(tiny)
+    assert not is_kept("c")
+    assert not is_kept("d")
+    assert len(warnings(caplog)) == 2
+    assert is_kept("b"), "and is still there"
+    (tiny / "fill").unlink()
+    assert is_kept("c")
+
+
+def test_a_cache_that_was_emptied_to_make_room_is_filled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sidecar.store.cache._AGAIN", 0.0)
+    cache = Cache(str(tmp_path / "cache"), MIB)
+    assert cache.keep("aa", 1, 0, memoryview(b"1"))
+    shutil.rmtree(tmp_path / "cache")
+    assert not cache.keep("aa", 1, 0, memoryview(b"1"))
+    assert cache.keep("aa", 1, 0, memoryview(b"1"))
+    assert len(warnings(caplog)) == 1
+
+
+def test_where_there_is_no_room_to_vouch_for_a_file_nothing_is_left(tiny: Path) -> None:
+    cache = Cache(str(tiny / "cache"), MIB)
+    assert cache.keep("aa", 1, 0, memoryview(b"1"))
+    fill(tiny)
+    cache.vouch("aa", 1, lambda _: True)
+    assert os.listdir(tiny / "cache" / "aa") == ["aa"]
+    assert cache.open_whole("aa", 1) is None
+
+
 def test_the_cache_is_for_its_user_alone(tmp_path: Path) -> None:
     Cache(str(tmp_path / "cache"), MIB)
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
@@ -413,6 +580,14 @@ def test_two_processes_share_one_cache(tmp_path: Path) -> None:
         assert process.returncode == 0
         assert out == content("large") * 5
     assert bundle.files == 1
+
+
+def fill(folder: Path) -> None:
+    """Fill the file system that is mounted at `folder`."""
+    assert folder.is_mount(), "this test fills a disk of its own: run it as root"
+    with (folder / "fill").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
 
 
 def settle(reader: Reader) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,23 +206,6 @@ def test_memory_stays_bounded_for_gibibytes(cut: int, tree: Path, tmp_path: Path
 
 
 # --- in the way ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB where one may be mounted; else the limit of a file's size, which fails alike."""
-    where = tmp_path / "tiny"
-    where.mkdir()
-    mounted = os.getuid() == 0 and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", where]).returncode
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if not mounted:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8 * MIB, limits[1]))
-    try:
-        yield where
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", where], check=True)
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_below_the_store_is_told_and_what_was_there_stays(tiny: Path, tree: Path) -> None:

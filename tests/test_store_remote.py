@@ -9,7 +9,6 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +22,17 @@ from sidecar.testing import check_store, read_tree
 
 MIB = 1 << 20
 SHORT = Patience(request=1.0, whole=60.0, pause=0.05, longest_pause=0.2)
-NUMBERS = count()
-
-
-@pytest.fixture(scope="module")
-def google() -> Iterator[Emulator]:
-    with emulators.google() as emulator:
-        yield emulator
-
-
-@pytest.fixture(scope="module")
-def amazon() -> Iterator[Emulator]:
-    with emulators.amazon() as emulator:
-        yield emulator
-
-
-@pytest.fixture(params=["google", "amazon"])
-def emulator(request: pytest.FixtureRequest) -> Emulator:
-    found: Emulator = request.getfixturevalue(request.param)
-    return found
 
 
 def new_store(emulator: Emulator, patience: Patience | None = None, **options: Any) -> Store:
-    return open_store(emulator.url(f"store-{next(NUMBERS)}"), patience=patience, **(emulator.options | options))
+    return open_store(emulator.new_url(), patience=patience, **(emulator.options | options))
 
 
 @pytest.fixture
 def faults(emulator: Emulator) -> Iterator[tuple[Store, Faults]]:
     """A store that is reached through a proxy, and what the proxy does."""
     with emulators.failing(emulator.host) as (host, planned):
-        yield open_store(emulator.url(f"store-{next(NUMBERS)}"), patience=SHORT, **emulator.through(host)), planned
+        yield open_store(emulator.new_url(), patience=SHORT, **emulator.through(host)), planned
 
 
 # --- contract ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ and ctime are as they were when it had been verified, and only until the machine
 was never synced. A later change by a program changes the ctime. (A disk that alters bytes by itself goes unnoticed in what is
 handed over.)
 
-A disk that is full, or a directory that cannot be written, ends the keeping and never the reading.
+A disk that is full, or a directory that cannot be written, ends the keeping for a while, and never the reading.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sidecar.errors import Unreachable
 
 _STEP = 16  # the directory is measured again whenever a 16th of its limit was written
 _SETTLED = 0.05  # seconds; a file may change twice in one tick of its ctime (at most 10 ms), so a younger one is not vouched for
-_AGAIN = 60.0  # seconds without keeping anything, once the disk is full
+_AGAIN = 60.0  # seconds without keeping anything, whenever that has failed: a full disk is for others, too
 _SEEN = 3600.0  # seconds after which a use is noted again
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Cache:
         self._lock = threading.Lock()
         self._since = limit  # bytes since the directory was measured: do so before the first one
         self._under_way = 0  # bytes that were given room and are not written yet
-        self._resting = 0.0
+        self._resting = 0.0  # nothing is kept before; 0: keeping did not fail the last time
         self._made: set[str] = set()
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -65,7 +65,8 @@ class Cache:
 
     def keep(self, key: str, whole: int, at: int, data: memoryview) -> bool:
         """Put `data` at `at` of the file `key`, which is to have `whole` bytes; say whether that was done."""
-        if time.monotonic() < self._resting or not self._make_room(len(data)):
+        resting = self._resting
+        if time.monotonic() < resting or not self._make_room(len(data)):
             return False
         try:
             with self._opened(key, os.O_RDWR | os.O_CREAT) as fd:
@@ -75,13 +76,24 @@ class Cache:
                 while done < len(data):
                     done += os.pwrite(fd, data[done:], at + done)
         except OSError as error:
-            self._resting = time.monotonic() + _AGAIN
-            _logger.warning("the cache %s cannot be written: %s; it is read without", self.directory, error.strerror)
+            self._rest(error)
             return False
         finally:
             with self._lock:
                 self._under_way -= len(data)
+        with self._lock:
+            if self._resting == resting:  # and not of a failure since we began
+                self._resting = 0.0
         return True
+
+    def _rest(self, error: OSError) -> None:
+        """Keep nothing for a while; that is told once, until something is kept again."""
+        with self._lock:
+            first = not self._resting
+            self._resting = time.monotonic() + _AGAIN
+            self._made.clear()  # who made room may have removed the folders
+        if first:
+            _logger.warning("the cache %s cannot be written: %s; it is read without", self.directory, error.strerror)
 
     def vouch(self, key: str, whole: int, holds: Callable[[Callable[[int, memoryview], None]], bool]) -> None:
         """Have `open_whole` hand a file over, if `holds` finds in it what belongs there; it is given a way to read it.
@@ -121,9 +133,14 @@ class Cache:
     def _sign(self, key: str, signature: str) -> None:
         path = self._path(key)
         temporary = f"{path}.{os.getpid()}.{threading.get_ident():x}"
-        with open(temporary, "w", encoding="ascii") as file:
-            file.write(signature)
-        os.replace(temporary, path + ".whole")
+        try:
+            with open(temporary, "w", encoding="ascii") as file:
+                file.write(signature)
+            os.replace(temporary, path + ".whole")
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
     def _signature(self, seen: os.stat_result) -> str:
         return f"{self._boot} {seen.st_dev} {seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns}\n"
