@@ -24,10 +24,11 @@ import stat
 import threading
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from sidecar.errors import SidecarError
+from sidecar.errors import SidecarError, Unreachable
 from sidecar.mount import protocol as fuse
 from sidecar.store.format import DIRECTORY, FILE, LINK, Entry
 from sidecar.store.reader import ROOT, Reader
@@ -36,6 +37,9 @@ _KINDS = {DIRECTORY: stat.S_IFDIR, LINK: stat.S_IFLNK}
 _RESTORED = 0o1777  # as when populating: no set-user-id, no set-group-id
 _LONGEST_TARGET = 4095  # what the kernel takes as a link's target
 _TOLD = 1000  # different complaints; a damaged store must not fill the log's disk
+# Before the kernel tells a program that something cannot be read, it asks again, at once, for the pages the program waits for.
+# For so many seconds it gets the same answer: else who reads would wait for an absent store twice as long as was meant.
+_ASKED_AGAIN = 1.0
 # SETATTR SYMLINK MKNOD MKDIR UNLINK RMDIR RENAME LINK WRITE SETXATTR REMOVEXATTR CREATE FALLOCATE RENAME2 TMPFILE: they come only
 # where somebody has remounted the file system for writing.
 _WRITING = {4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51}
@@ -60,6 +64,7 @@ class Server:
         self._owner = os.geteuid(), os.getegid()
         self._stopping = False
         self._unread: dict[int, int] = {}  # READs that wait for the store: request, process
+        self._refused: deque[tuple[int, int, int, float]] = deque(maxlen=64)  # what it did not give: node, from, to, until when
         self._open: dict[
             int, list[int]
         ] = {}  # nodes that are open: how often, and the kernel's id of what is passed through, or 0
@@ -297,18 +302,31 @@ class Server:
     def _read(self, unique: int, node: int, pid: int, buffer: bytearray) -> None:
         _, offset, size = fuse.read_in.unpack_from(buffer, fuse.in_header.size)
         views = self._reader.ready(node, offset, size)
-        if views is None:
-            self._unread[unique] = pid
-            self._reader.fetch(node, offset, size, partial(self._fetched, unique))
-        else:
+        if views is not None:
             self._send_content(unique, views)
+        elif self._refused and self._was_refused(node, offset, offset + size):
+            self._send((fuse.refusal(unique, errno.EIO),))
+        else:
+            self._unread[unique] = pid
+            self._reader.fetch(node, offset, size, partial(self._fetched, unique, node, offset, offset + size))
 
-    def _fetched(self, unique: int, views: Sequence[memoryview] | None, error: BaseException | None) -> None:
+    def _was_refused(self, node: int, offset: int, end: int) -> bool:
+        now = time.monotonic()
+        return any(
+            refused == node and first <= offset and end <= last and now < until
+            for refused, first, last, until in tuple(self._refused)
+        )
+
+    def _fetched(
+        self, unique: int, node: int, offset: int, end: int, views: Sequence[memoryview] | None, error: BaseException | None
+    ) -> None:
         if self._unread.pop(unique, None) is None:
             return  # its reader was killed
         if views is not None:
             self._send_content(unique, views)
             return
+        if isinstance(error, Unreachable):
+            self._refused.append((node, offset, end, time.monotonic() + _ASKED_AGAIN))
         self._send((fuse.refusal(unique, errno.EIO),))
         self._tell(str(error) if isinstance(error, SidecarError) else f"{type(error).__name__}: {error}")
 
