@@ -30,7 +30,7 @@ from sidecar.store.objects import Objects
 from sidecar.store.second import Caller, Second, begin_second, is_worth_it
 from sidecar.store.table import Chunks
 from sidecar.store.tree import FOLDER, Directories, kind, split
-from sidecar.store.work import Buffers, Meter, Window, memory
+from sidecar.store.work import Buffers, Meter, Window
 
 _logger = logging.getLogger(__name__)
 _RESTORED = 0o1777  # a bundle must not be able to bring a set-user-id program into a pod
@@ -450,7 +450,7 @@ class _Populate:
 
         def fetch() -> Fetched:
             self._meter.check()
-            view = memory(_end(pieces) - pieces[0][1].offset)
+            view = memoryview(bytearray(_end(pieces) - pieces[0][1].offset))
             try:
                 return view[: self._reader.fetch(pieces, view)]
             except Corrupt as error:

@@ -129,5 +129,5 @@ class Buffers(threading.local):
     def view(self, length: int) -> memoryview:
         """Return `length` bytes of this thread's buffer; they hold whatever they held before."""
         if len(self._buffer) < length:
-            self._buffer = memory(max(length, CHUNK))
+            self._buffer = memoryview(bytearray(max(length, CHUNK)))
         return self._buffer[:length]
