@@ -34,6 +34,7 @@ _creating = threading.Lock()
 _TEMPORARY = {408, 425, 429}  # and whatever the service says is its own fault, 500 and above
 _AGAIN = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED}
 _CLIENTS = {"aiohttp", "botocore", "urllib3", "requests", "http"}  # errors of theirs without a status are of the connection
+_LEAST = 1.0  # seconds for the last attempt's answer
 _NEVER = (PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -45,7 +46,7 @@ class Patience:
     """An answer; more for a large body, a second for each `slowest` bytes of it."""
     slowest: int = MIB // 4
     whole: float = 300.0
-    """From the first attempt to the last."""
+    """From the first attempt to the end of the last, but for a second."""
     pause: float = 0.5
     longest_pause: float = 20.0
 
@@ -87,7 +88,7 @@ def _have_one_attempt(filesystem: Any) -> None:
 class RemoteObjects:
     """Any fsspec file system; see objects.Objects."""
 
-    parallel = 6  # each holds a chunk in memory three times while it arrives; with 8, memory peaked at 303 MiB
+    parallel = 5  # each holds a chunk in memory three times while it arrives; with 6, memory peaked at 302 MiB
     pack = 8 * MIB  # a client holds it a second and a third time
     sealing = 2
 
@@ -168,10 +169,10 @@ class RemoteObjects:
     def _ask(self, name: str, what: str, *arguments: Any, size: int = 0, **named: Any) -> Any:
         """Make a request, as often as it takes. FileNotFoundError, FileExistsError, Unreachable."""
         patience, begin = self._patience, time.monotonic()
-        limit = patience.request + size / patience.slowest
-        pause, attempt = patience.pause, 0
+        pause, attempt, limit = patience.pause, 0, patience.request + size / patience.slowest
         while True:
             attempt += 1
+            limit = min(limit, max(_LEAST, begin + patience.whole - time.monotonic()))
             try:
                 return self._once(what, limit, self._path(name), *arguments, **named)
             except (FileNotFoundError, FileExistsError):
