@@ -88,7 +88,7 @@ def _have_one_attempt(filesystem: Any) -> None:
 class RemoteObjects:
     """Any fsspec file system; see objects.Objects."""
 
-    parallel = 5  # each holds a chunk in memory three times while it arrives; with 6, memory peaked at 302 MiB
+    parallel = 4  # each holds a chunk in memory three times while it arrives; with 5 and others busy, memory peaked at 332 MiB
     pack = 8 * MIB  # a client holds it a second and a third time
     sealing = 2
 

@@ -86,7 +86,9 @@ def upload(
     except OSError as error:
         raise NotSaved(f"{path}: {error.strerror}") from error
     try:
-        with Window[_Read](min(objects.parallel, _THREADS)) as window, ThreadPoolExecutor(objects.sealing) as sealing:
+        # Packs are stored beside what is read: both together are what the store allows, and one more.
+        threads = min(objects.parallel + 1 - objects.sealing, _THREADS)
+        with Window[_Read](threads) as window, ThreadPoolExecutor(objects.sealing) as sealing:
             return _Upload(objects, tree, known, meter, window, sealing, chunk_size, skip_errors).run()
     finally:
         tree.close()
