@@ -73,7 +73,7 @@ def test_the_application_reads_a_mount_that_is_there_before_it_starts_and_gone_a
 
 
 def test_the_signal_says_what_is_mounted_where(job: Job) -> None:
-    job.datamon()
+    job.datamon("--grace", "0")
     job.hear("mountdone")
     told: Any = json.loads((job.coord / "mountdone").read_text())["payload"]["sources"][0]
     bundle = job.store.resolve("weather")
