@@ -51,6 +51,7 @@ COORDINATION = (("host", "pod", "report"), ("application",), ("signals",), ("not
 # Modules that decide and touch nothing. They may import these of the standard library, each of which computes and no more
 # (shlex's split does not read; datetime has constants and arithmetic, its clock is looked for below); and two others, to compute.
 PURE = (
+    "batteries/postgres/control.py",
     "coordination/protocol.py",
     "mount/protocol.py",
     "parameters/*.py",

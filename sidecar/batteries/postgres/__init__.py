@@ -1,0 +1,1 @@
+"""Databases as versioned artifacts. So far: what a cluster says of itself."""
