@@ -27,6 +27,7 @@ from processes import HANG
 
 from sidecar.mount import CannotMount, Mount, is_mounted
 from sidecar.mount import protocol as fuse
+from sidecar.mount.server import Server
 from sidecar.store import Bundle, Store
 from sidecar.store.cache import Cache
 from sidecar.store.format import MIB, Entry
@@ -587,3 +588,26 @@ def test_other_containers_see_it_where_the_volume_is_shared(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout == "hello") is seen, done.stderr
     assert (done.returncode == 0) is seen
+
+
+def test_a_large_directory_is_not_listed_before_anyone_asks(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+    for number in range(5):
+        (tmp_path / "folders" / "b" / str(number)).touch()
+    server = Server(open_reader(store, store.save(tmp_path / "folders", "r")), -1, passthrough=False)
+    monkeypatch.setattr("sidecar.mount.server._LIST_AHEAD", 4)
+    listed: list[int] = []
+
+    def names(node: int) -> list[tuple[bytes, int]]:
+        listed.append(node)
+        return []
+
+    monkeypatch.setattr(server, "_names", names)
+    a, b, c = (server._tree.find(name) for name in (b"a", b"b", b"c"))
+    server._list_ahead(a)
+    assert listed == []
+    server._list_ahead(b)
+    assert listed == [c]

@@ -144,11 +144,19 @@ def test_a_file_that_changes_once_while_it_is_read_is_read_again(
     assert read_tree(str(tmp_path / "back")) == read_tree(str(tree))
 
 
+def test_a_small_file_that_changed_before_it_was_read_and_once_while_it_was_is_saved(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_while_reading(tree / "two", 2, monkeypatch)
+    bundle = store.save(tree, "data")
+    assert [entry.size for entry in store.manifest(bundle) if entry.path == "two"] == [3008]
+
+
 @pytest.mark.parametrize("name", ["two", "big"])
 def test_a_file_that_keeps_changing_while_it_is_read_is_not_saved(
     name: str, store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_while_reading(tree / name, 2, monkeypatch)
+    change_while_reading(tree / name, 9, monkeypatch)
     with pytest.raises(NotSaved, match=f"'{name}' changes while it is read"):
         store.save(tree, "data")
     assert store.bundles("data") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -118,6 +119,24 @@ def test_what_two_processes_save_is_what_one_saves(
     assert store.verify(bundle) == bundle.bytes
 
 
+def test_content_that_is_there_again_and_again_makes_no_difference_either(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be made smaller has what follows not even tried; that must not depend on who knows that it is there already."""
+    random_, text = random.Random(3), iter(range(10**6))
+    again = [random_.randbytes(100) for _ in range(10)]
+    for number in range(1500):
+        folder = tmp_path / "twice" / str(number % FOLDERS)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = again[number % 10] if number % 3 else b"".join(b"line %d of text\n" % next(text) for _ in range(20))
+        (folder / f"{number:04}").write_bytes(content)
+    alone = open_store(f"file://{tmp_path}/alone")
+    expected = alone.save(tmp_path / "twice", "data")
+    use_it(monkeypatch)
+    assert store.save(tmp_path / "twice", "data").manifest == expected.manifest
+    assert objects(store) == objects(alone)
+
+
 @pytest.mark.parametrize("opened", [1, 100, 300, 400])
 def test_a_second_process_that_is_killed_while_it_reads_is_done_without(
     opened: int, alone: tuple[Store, Bundle], store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +233,19 @@ def test_told_to_stop_it_ends_and_so_does_the_second_process(
     assert len(begun) == 1
 
 
+def test_told_to_stop_it_ends_also_where_the_second_process_is_stuck(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = use_it(monkeypatch)
+    in_the_second(monkeypatch, "open", lambda _: os.kill(os.getpid(), signal.SIGSTOP))
+
+    def is_stuck() -> bool:
+        return bool(begun) and psutil.Process(begun[0]).status() == psutil.STATUS_STOPPED
+
+    with pytest.raises(Stopped):
+        store.save(tree, "data", cancelled=is_stuck)
+
+
 # --- fetching ----------------------------------------------------------------------------------------------------------
 
 
@@ -296,10 +328,11 @@ def test_a_full_disk_is_told_of_whoever_met_it(
 
 
 def test_it_is_used_for_many_files_on_two_processors_in_a_process_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_a_copy(threads: int, processors: int, files: int) -> bool:
+    def in_a_copy(threads: int, processors: int, files: int, sigchld: signal.Handlers = signal.SIG_DFL) -> bool:
         """Ask in a process of one thread, or of more."""
         pid = os.fork()
         if not pid:
+            signal.signal(signal.SIGCHLD, sigchld)
             hold = threading.Event()
             for _ in range(threads - 1):
                 threading.Thread(target=hold.wait, daemon=True).start()
@@ -312,6 +345,7 @@ def test_it_is_used_for_many_files_on_two_processors_in_a_process_of_one_thread(
     assert not in_a_copy(2, 2, many)
     assert not in_a_copy(1, 1, many)
     assert not in_a_copy(1, 2, many - 1)
+    assert not in_a_copy(1, 2, many, signal.SIG_IGN)  # as some are started, and then nobody learns how a child has ended
 
 
 def test_messages_come_whole_and_in_order_and_then_the_end() -> None:
@@ -338,6 +372,42 @@ def test_it_goes_on_when_it_is_let_and_ends_when_the_first_is_gone() -> None:
     assert second.receive() == b"went on"
     assert not second.is_ready(0)
     assert not second.end()
+
+
+def test_a_signal_that_comes_while_it_is_begun_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = os.fork
+
+    def interrupted() -> int:
+        pid = fork()
+        if pid:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return pid
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    was = signal.signal(signal.SIGUSR1, stop)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "fork", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Second(lambda first: first.wait())
+    finally:
+        signal.signal(signal.SIGUSR1, was)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_it_is_heard_whatever_the_number_of_its_descriptor() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard == resource.RLIM_INFINITY else min(hard, 4096), hard))
+    high = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    second = Second(lambda first: first.send(b"here"))
+    for fd in high:
+        os.close(fd)
+    assert second.is_ready(60)
+    assert second.receive() == b"here"
+    second.end()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_it_dies_with_the_first() -> None:

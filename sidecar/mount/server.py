@@ -293,9 +293,9 @@ class Server:
         if index == len(self._folders) or self._encoded[0] == self._folders[index]:
             return
         next_ = self._folders[index]
-        names = self._names(next_)
-        if len(names) <= _LIST_AHEAD:
-            self._encoded = next_, [self._plus(name, child, number) for number, (name, child) in enumerate(names, 1)]
+        if len(self._tree.children[next_]) <= _LIST_AHEAD:
+            names = enumerate(self._names(next_), 1)
+            self._encoded = next_, [self._plus(name, child, number) for number, (name, child) in names]
 
     # --- content ---------------------------------------------------------------------------------------------------
 

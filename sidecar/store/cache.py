@@ -28,6 +28,7 @@ from sidecar.errors import Unreachable
 
 _STEP = 16  # the directory is measured again whenever a 16th of its limit was written
 _SETTLED = 0.05  # seconds; a file may change twice in one tick of its ctime (at most 10 ms), so a younger one is not vouched for
+_LONGEST_WAIT = 0.1  # seconds for room
 _AGAIN = 60.0  # seconds without keeping anything, whenever that has failed: a full disk is for others, too
 _SEEN = 3600.0  # seconds after which a use is noted again
 _logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Cache:
     def __init__(self, directory: str, limit: int) -> None:
         """Keep up to about `limit` bytes in `directory`, which is made, for this user alone. Unreachable where that cannot be."""
         self.directory, self._limit = directory, limit
-        self._lock = threading.Lock()
+        self._lock, self._making_room = threading.Lock(), threading.Lock()
         self._since = limit  # bytes since the directory was measured: do so before the first one
         self._under_way = 0  # bytes that were given room and are not written yet
         self._resting = 0.0  # nothing is kept before; 0: keeping did not fail the last time
@@ -169,29 +170,43 @@ class Cache:
         in the directory yet when that is measured. What other processes have under way is not seen, so much the limit may be
         exceeded by.
         """
-        with self._lock:
-            if self._under_way + size > self._limit:
-                return False
-            self._under_way += size
-            self._since += size
-            if self._since >= self._limit // _STEP:
-                with suppress(OSError):
-                    fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                    try:
-                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process does it for all
-                        self._evict(self._under_way)
-                        self._since = 0
-                    finally:
-                        os.close(fd)
+        # A directory of many files takes a while: rather than wait for that, whoever fetches goes on fetching.
+        if not self._making_room.acquire(timeout=_LONGEST_WAIT):
+            return False
+        try:
+            with self._lock:
+                if self._under_way + size > self._limit:
+                    return False
+                self._under_way += size
+                self._since += size
+                due, used = self._since >= self._limit // _STEP, self._under_way
+            if due and self._evicted(used):
+                self._since = 0
+        finally:
+            self._making_room.release()
         return True
+
+    def _evicted(self, used: int) -> bool:
+        """Remove what has to go; False where another process is at that, or the directory cannot be read."""
+        with suppress(OSError):
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process does it for all
+                self._evict(used)
+                return True
+            finally:
+                os.close(fd)
+        return False
 
     def _evict(self, used: int) -> None:
         """Remove files until they and `used` bytes more leave a 16th of the limit."""
         found: list[tuple[float, int, str]] = []
         for folder in os.listdir(self.directory):
             with suppress(OSError), os.scandir(os.path.join(self.directory, folder)) as entries:
-                kept = [entry for entry in entries if "." not in entry.name]
-                found += [(_last_use(entry), entry.stat().st_blocks * 512, entry.path) for entry in kept]
+                for entry in entries:
+                    with suppress(OSError):
+                        if "." not in entry.name:
+                            found.append((_last_use(entry), entry.stat().st_blocks * 512, entry.path))
         used += sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if used <= self._limit - self._limit // _STEP:

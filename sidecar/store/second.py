@@ -25,6 +25,9 @@ def is_worth_it(files: int) -> bool:
     """Say whether a second process is safe, and soon done with more than it costs."""
     if files < _MANY or len(os.sched_getaffinity(0)) == 1:
         return False
+    # Ignored, the kernel would reap it before we ask how it ended, and its id could be another's.
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        return False
     try:
         return len(os.listdir("/proc/self/task")) == 1
     except OSError:  # no /proc: there is no telling
@@ -56,27 +59,34 @@ class Second:
     def __init__(self, work: Callable[[Caller], None]) -> None:
         """Have `work` done in a copy of this process. OSError where there can be none."""
         self._from, to = os.pipe2(os.O_CLOEXEC)
-        go, self._go = os.pipe2(os.O_CLOEXEC)
-        first = os.getpid()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self._pid = os.fork()
-            if not self._pid:
-                os.close(self._from)
-                os.close(self._go)
-                _be_second(first, work, Caller(to, go), mask)
+            go, self._go = os.pipe2(os.O_CLOEXEC)
         except OSError:
             os.close(self._from)
-            os.close(self._go)
-            raise
-        finally:
             os.close(to)
-            os.close(go)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            raise
+        first, self._pid = os.getpid(), 0
+        try:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                self._pid = os.fork()
+                if not self._pid:
+                    os.close(self._from)
+                    os.close(self._go)
+                    _be_second(first, work, Caller(to, go), mask)
+            finally:
+                os.close(to)
+                os.close(go)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        except BaseException:  # no process; or a signal that came meanwhile, and whose handler raises
+            self.end()
+            raise
+        self._poll = select.poll()
+        self._poll.register(self._from, select.POLLIN)
 
     def is_ready(self, seconds: float) -> bool:
         """Say whether there is a message or none will come, or so it is within so many seconds."""
-        return bool(select.select([self._from], [], [], seconds)[0])
+        return bool(self._poll.poll(seconds * 1000))
 
     def receive(self) -> bytes | None:
         """Return the next message; None where none will come, for it has ended."""
@@ -94,9 +104,13 @@ class Second:
         """Have it end, and say whether it had done all of its work."""
         os.close(self._from)
         os.close(self._go)
-        with suppress(ProcessLookupError):
+        if not self._pid:
+            return False
+        try:
             os.kill(self._pid, signal.SIGKILL)
-        return os.waitpid(self._pid, 0)[1] == 0
+            return os.waitpid(self._pid, 0)[1] == 0
+        except (ProcessLookupError, ChildProcessError):  # somebody else of this process has waited for it
+            return False
 
     def _read(self, length: int) -> bytes:
         data = b""

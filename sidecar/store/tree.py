@@ -27,12 +27,25 @@ _LINKS = 40  # as many as the kernel follows
 _OPEN_AT_ONCE = 128  # descriptors; the usual limit of a process is 1024
 
 
+class Seen(NamedTuple):
+    """What a look at something told, a fifth of a stat_result: an upload keeps one of each entry. Times are in nanoseconds.
+
+    Two that are the same say that a file was not touched meanwhile: its ctime cannot be set, but by setting the clock.
+    """
+
+    mode: int
+    size: int
+    mtime: int
+    ctime: int
+    inode: int
+
+
 class Found(NamedTuple):
     """What stands at `path` below the top, and what was seen of it. `type`: an entry's, or SPECIAL: a socket, pipe or device."""
 
     path: str
     type: str
-    seen: os.stat_result
+    seen: Seen
     target: str = ""
 
 
@@ -139,6 +152,11 @@ def kind(mode: int) -> str:
     return LINK if stat.S_ISLNK(mode) else SPECIAL
 
 
+def seen_of(told: os.stat_result) -> Seen:
+    """Return what a stat told."""
+    return Seen(told.st_mode, told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino)
+
+
 def walk(tree: Directories, failed: Callable[[str, OSError], None], check: Callable[[], None]) -> list[Found]:
     """Return everything below the top, ascending by the bytes of the paths.
 
@@ -171,7 +189,7 @@ def walk(tree: Directories, failed: Callable[[str, OSError], None], check: Calla
 
 
 def _look(path: str, entry: os.DirEntry[str], fd: int) -> Found:
-    seen = entry.stat(follow_symlinks=False)
-    type_ = kind(seen.st_mode)
+    seen = seen_of(entry.stat(follow_symlinks=False))
+    type_ = kind(seen.mode)
     target = os.readlink(entry.name, dir_fd=fd) if type_ == LINK else ""
     return Found(path, type_, seen, target)

@@ -30,7 +30,7 @@ from sidecar.store.format import CHUNK, FILE, LINK, MIB, SMALL, SMALLEST_CUT, En
 from sidecar.store.objects import Objects
 from sidecar.store.second import Caller, Second, begin_second, is_worth_it
 from sidecar.store.table import INLINE, SEGMENT, Chunks, Pieces
-from sidecar.store.tree import SPECIAL, Directories, Found, kind, split, walk
+from sidecar.store.tree import SPECIAL, Directories, Found, Seen, kind, seen_of, split, walk
 from sidecar.store.work import Buffers, Meter, Window, memory
 from sidecar.values import value
 
@@ -38,6 +38,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: 
 _BLOCK = 2 * MIB  # small chunks of a large file are read so many bytes at a time: a call for each would cost more than its work
 _LARGEST_CUT = 16 * MIB  # each thread holds one, and what it is compressed to
 _BATCH = 256  # small files that one of two processes reads at a time, of at most SMALL bytes together
+_LOOK = 0.1  # seconds between two looks at whether to go on
 _SLOTS = 8  # batches that the second process is ahead
 _IN_VAIN = 16  # chunks; of 20,000 files of random bytes trying each took a tenth of the time
 _THREADS = 4  # a request to store waits for little else than the network; each has a chunk in memory up to four times
@@ -118,19 +119,19 @@ class _Reading:
 
     def __init__(self, found: Found, fd: int, cut: int, before: Table | None) -> None:
         self.path, self.fd, self.cut, self.before = found.path, fd, cut, before
-        self.seen = os.fstat(fd)
+        self.seen = seen_of(os.fstat(fd))
         self.block = cut if cut > SMALL else max(cut, _BLOCK // cut * cut)
-        size = self.seen.st_size
+        size = self.seen.size
         self.pieces: list[Piece] | Chunks = [] if size <= cut * INLINE else Chunks()
         self.missing = -(-size // self.block)
-        self.changed = kind(self.seen.st_mode) != FILE  # since it was found
+        self.changed = kind(self.seen.mode) != FILE  # since it was found
         self.error: OSError | None = None
 
     def check(self) -> None:
         """Raise what reading it raised; _Changed where it was not one file from beginning to end."""
         if self.error is not None:
             raise self.error
-        if self.changed or not _is_same(os.fstat(self.fd), self.seen):
+        if self.changed or seen_of(os.fstat(self.fd)) != self.seen:
             raise _Changed
 
 
@@ -151,12 +152,12 @@ class _Places:
 
     def get(self, hash_: str) -> Piece | None:
         """Return where a chunk lies, None where it is new. Safe in threads: at worst two of them ask for the same size."""
-        piece = self._placed.get(hash_)
-        if piece is None and (piece := self._known.get(hash_)) is not None:
-            if not self.is_whole(piece):
-                return None
-            self._placed[hash_] = piece
-        return piece
+        return self._placed.get(hash_) or (self._known[hash_] if self.is_known(hash_) else None)
+
+    def is_known(self, hash_: str) -> bool:
+        """Say whether the parent holds a chunk, and its object is whole."""
+        piece = self._known.get(hash_)
+        return piece is not None and self.is_whole(piece)
 
     def add(self, piece: Piece, *, many: bool = False) -> None:
         """Have a chunk found by those that come later; those of files of `many` only as far as there is room."""
@@ -236,11 +237,11 @@ def _batches(files: list[Found]) -> Iterator[list[Found]]:
     batch: list[Found] = []
     size = 0
     for found in files:
-        if batch and (len(batch) == _BATCH or size + found.seen.st_size > SMALL):
+        if batch and (len(batch) == _BATCH or size + found.seen.size > SMALL):
             yield batch
             batch, size = [], 0
         batch.append(found)
-        size += found.seen.st_size
+        size += found.seen.size
     if batch:
         yield batch
 
@@ -268,7 +269,7 @@ class _Upload:
         self._pack = _Pack(objects, sealing)
         self._buffers = Buffers()
         self._open: set[int] = set()
-        self._done: dict[str, tuple[os.stat_result, list[Piece] | tuple[Segment, ...]]] = {}
+        self._done: dict[str, tuple[Seen, list[Piece] | tuple[Segment, ...]]] = {}
         self._tables: deque[tuple[_Reading, Chunks]] = deque()
         self._stored = self._in_vain = 0
         self._shared: list[memoryview] = []
@@ -277,18 +278,18 @@ class _Upload:
     def run(self) -> Uploaded:
         found = walk(self._tree, self._unreadable, self._meter.check)
         files = [each for each in found if each.type == FILE]
-        self._meter.total = sum(each.seen.st_size for each in files)
+        self._meter.total = sum(each.seen.size for each in files)
         for each in found:
             if each.type == SPECIAL:
                 self._refuse(each.path, "is a socket, pipe or device, which no bundle can hold")
-        small = list(_batches([each for each in files if each.seen.st_size <= SMALL]))
+        small = list(_batches([each for each in files if each.seen.size <= SMALL]))
         second = None
         if is_worth_it(sum(map(len, small))):
             self._shared = [memoryview(mmap.mmap(-1, SMALL)) for _ in range(_SLOTS)]
             theirs = [batch for number, batch in enumerate(small) if _is_seconds(number)]
             second = begin_second(partial(self._read_as_second, theirs))
         try:
-            self._read_large([each for each in files if each.seen.st_size > SMALL])
+            self._read_large([each for each in files if each.seen.size > SMALL])
             self._read_small(small, second)
         finally:
             if second is not None:
@@ -317,11 +318,11 @@ class _Upload:
                 pieces = tuple(map(self._pack.named, said))
             else:
                 pieces = Pieces(tuple(each._replace(piece=self._pack.named(each.piece)) for each in said), _unread)
-            return Entry(found.path, FILE, stat.S_IMODE(seen.st_mode), seen.st_mtime_ns, seen.st_size, pieces)
+            return Entry(found.path, FILE, stat.S_IMODE(seen.mode), seen.mtime, seen.size, pieces)
         if found.type == SPECIAL:
             return None
-        mode = 0 if found.type == LINK else stat.S_IMODE(found.seen.st_mode)  # as it is read again: a link has no mode of its own
-        return Entry(found.path, found.type, mode, found.seen.st_mtime_ns, 0, (), found.target)
+        mode = 0 if found.type == LINK else stat.S_IMODE(found.seen.mode)  # as it is read again: a link has no mode of its own
+        return Entry(found.path, found.type, mode, found.seen.mtime, 0, (), found.target)
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -341,7 +342,7 @@ class _Upload:
         slots = 0
         for number, batch in enumerate(batches):
             self._in_vain = 0
-            message = second.receive() if second is not None and _is_seconds(number) else None
+            message = self._hear(second) if second is not None and _is_seconds(number) else None
             if second is None or message is None:
                 for found in batch:
                     self._read_one(found)
@@ -349,10 +350,15 @@ class _Upload:
                 self._take_over(batch, marshal.loads(message), self._shared[slots % _SLOTS])  # noqa: S302 - of our own copy
                 second.go_on()
                 slots += 1
-            self._meter.add(sum(found.seen.st_size for found in batch))
+            self._meter.add(sum(found.seen.size for found in batch))
+
+    def _hear(self, second: Second) -> bytes | None:
+        while not second.is_ready(_LOOK):
+            self._meter.check()
+        return second.receive()
 
     def _read_one(self, found: Found) -> None:
-        size = found.seen.st_size
+        size = found.seen.size
         if not size or size > self._cut(found):
             self._read(found)
             return
@@ -363,11 +369,12 @@ class _Upload:
             self._unreadable(found.path, error)
             return
         if not hash_:
-            self._read(found, again=True)
+            self._read(found)
             return
         piece = self._placed.get(hash_)
+        # Also where this upload has placed it, which a second process would not know: what is compressed must not depend on that.
+        frame = self._compress(view) if not self._placed.is_known(hash_) else None
         if piece is None:
-            frame = self._compress(view)
             if frame is not None:
                 view[: len(frame)] = frame
             piece = self._pack.keep(hash_, size, len(frame or b""))
@@ -384,7 +391,7 @@ class _Upload:
             now = os.fstat(fd)
         finally:
             os.close(fd)
-        return blake3(view).hexdigest() if count == len(view) and _is_same(now, found.seen) else ""
+        return blake3(view).hexdigest() if count == len(view) and seen_of(now) == found.seen else ""
 
     def _read_as_second(self, batches: list[list[Found]], first: Caller) -> None:
         """Read small files in a second process. What was read of a batch goes into a slot, what there is to say of it is sent:
@@ -399,7 +406,7 @@ class _Upload:
             self._in_vain = 0
             said: list[tuple[str, int] | None] = []
             for found in batch:
-                size = found.seen.st_size
+                size = found.seen.size
                 view = slot[at : at + size]
                 try:
                     hash_ = self._read_into(view, found) if 0 < size <= self._cut(found) else ""
@@ -407,7 +414,7 @@ class _Upload:
                     hash_ = ""
                 if not hash_:
                     said.append(None)
-                elif self._placed.get(hash_) is not None:
+                elif self._placed.is_known(hash_):
                     said.append((hash_, -1))
                 else:
                     frame = self._compress(view)
@@ -426,7 +433,7 @@ class _Upload:
                 self._read_one(found)
                 continue
             hash_, stored = each
-            size = found.seen.st_size
+            size = found.seen.size
             length = 0 if stored < 0 else stored or size
             piece = self._placed.get(hash_)
             if piece is None and not length:
@@ -446,7 +453,7 @@ class _Upload:
         return _Reading(found, fd, self._cut(found), self._known.tables.get(found.path))
 
     def _cut(self, found: Found) -> int:
-        cut = self._chunk_size(found.path, found.seen.st_size) if self._chunk_size is not None else 0
+        cut = self._chunk_size(found.path, found.seen.size) if self._chunk_size is not None else 0
         if cut and not SMALLEST_CUT <= cut <= _LARGEST_CUT:
             raise ParametersError([Fault("chunk size", found.path, f"{cut} is not from {SMALLEST_CUT} to {_LARGEST_CUT}")])
         return cut or CHUNK
@@ -460,7 +467,7 @@ class _Upload:
             if not reading.missing:
                 self._end(found, reading)
 
-        for offset in range(0, reading.seen.st_size, reading.block):
+        for offset in range(0, reading.seen.size, reading.block):
             self._window.give(partial(self._block, reading, offset), took)
 
     def _compress(self, view: memoryview) -> bytes | None:
@@ -476,7 +483,7 @@ class _Upload:
     def _block(self, reading: _Reading, offset: int) -> _Read:
         """Read some chunks of a file, and store those that are large and new."""
         self._meter.check()
-        length = min(reading.block, reading.seen.st_size - offset)
+        length = min(reading.block, reading.seen.size - offset)
         if _is_hole(reading.fd, offset, length):
             return [self._zeros(min(reading.cut, length - start)) for start in range(0, length, reading.cut)]
         view = self._buffers.view(length)
@@ -570,7 +577,7 @@ class _Upload:
         """Read a file here, in no other thread."""
         try:
             reading = self._begin(found)
-            for offset in range(0, reading.seen.st_size, reading.block):
+            for offset in range(0, reading.seen.size, reading.block):
                 self._take(reading, self._block(reading, offset))
         except OSError as error:
             self._unreadable(found.path, error)
@@ -625,16 +632,6 @@ def _zeros(length: int) -> tuple[str, bytes]:
     """Return hash and frame of so many zero bytes."""
     data = bytes(length)
     return blake3(data).hexdigest(), compress(data) or data
-
-
-def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
-    """Say whether a file was not touched between two looks at it; its ctime cannot be set, but by setting the clock."""
-    return (
-        one.st_ctime_ns == other.st_ctime_ns
-        and one.st_mtime_ns == other.st_mtime_ns
-        and one.st_size == other.st_size
-        and one.st_ino == other.st_ino
-    )
 
 
 def _is_hole(fd: int, offset: int, length: int) -> bool:
