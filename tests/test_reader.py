@@ -426,6 +426,13 @@ def test_what_several_threads_keep_at_once_is_counted_before_it_is_there(tmp_pat
     assert 4 * MIB <= sum(kept.stat().st_size for kept in cached(tmp_path)) <= 8 * MIB
 
 
+def test_who_fetches_does_not_wait_for_a_directory_that_takes_long_to_be_measured(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path / "cache"), MIB)
+    with cache._making_room:  # as whoever measures it has it
+        assert not cache.keep("aa", 10, 0, memoryview(bytes(10)))
+    assert cache.keep("aa", 10, 0, memoryview(bytes(10)))
+
+
 def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
     cache = Cache(str(tmp_path / "cache"), MIB)
     assert cache.keep("aa", MIB, 0, memoryview(bytes(MIB)))

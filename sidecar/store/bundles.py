@@ -105,7 +105,7 @@ class Store:
         which few will change. `cancelled` is asked often, from several threads; Stopped then.
 
         ParametersError where repo or label cannot be names, or a text is too long for a record.
-        NotSaved where something is no file, directory or link, cannot be read, or changes while it is read, twice; with
+        NotSaved where something is no file, directory or link, cannot be read, or keeps changing while it is read; with
         `skip_errors` it is left out, counted in the bundle, and logged.
         """
         form.check_name("repository", repo)

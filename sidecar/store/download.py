@@ -27,7 +27,7 @@ from sidecar.store import table
 from sidecar.store.compress import decompress
 from sidecar.store.format import DIRECTORY, FILE, LINK, RESERVED, Entry, Malformed, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
-from sidecar.store.second import Caller, Second, begin_second, is_worth_it
+from sidecar.store.second import LOOK, Caller, Second, begin_second, is_worth_it
 from sidecar.store.table import Chunks
 from sidecar.store.tree import FOLDER, Directories, kind, split
 from sidecar.store.work import Buffers, Meter, Window
@@ -35,7 +35,6 @@ from sidecar.store.work import Buffers, Meter, Window
 _logger = logging.getLogger(__name__)
 _RESTORED = 0o1777  # a bundle must not be able to bring a set-user-id program into a pod
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_LOOK = 0.1  # seconds between two looks at whether to go on
 _RUN = 4 << 20  # chunks that lie together in a pack are read with one request of up to this many bytes
 _GAP = 64 << 10  # reading over a small gap is cheaper than asking again
 
@@ -416,7 +415,7 @@ class _Populate:
                 self._write_together(group, here=second is not None)
                 self._count(second, theirs, 0)
             self._window.drain()
-            while theirs and self._count(second, theirs, _LOOK):
+            while theirs and self._count(second, theirs, LOOK):
                 self._meter.check()
         finally:
             if second is not None:

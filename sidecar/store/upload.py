@@ -28,7 +28,7 @@ from sidecar.errors import Corrupt, Fault, NotSaved, ParametersError
 from sidecar.store.compress import compress
 from sidecar.store.format import CHUNK, FILE, LINK, MIB, SMALL, SMALLEST_CUT, Entry, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
-from sidecar.store.second import Caller, Second, begin_second, is_worth_it
+from sidecar.store.second import LOOK, Caller, Second, begin_second, is_worth_it
 from sidecar.store.table import INLINE, SEGMENT, Chunks, Pieces
 from sidecar.store.tree import SPECIAL, Directories, Found, Seen, kind, seen_of, split, walk
 from sidecar.store.work import Buffers, Meter, Window, memory
@@ -38,7 +38,6 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: 
 _BLOCK = 2 * MIB  # small chunks of a large file are read so many bytes at a time: a call for each would cost more than its work
 _LARGEST_CUT = 16 * MIB  # each thread holds one, and what it is compressed to
 _BATCH = 256  # small files that one of two processes reads at a time, of at most SMALL bytes together
-_LOOK = 0.1  # seconds between two looks at whether to go on
 _SLOTS = 8  # batches that the second process is ahead
 _IN_VAIN = 16  # chunks; of 20,000 files of random bytes trying each took a tenth of the time
 _THREADS = 4  # a request to store waits for little else than the network; each has a chunk in memory up to four times
@@ -78,8 +77,8 @@ def upload(
 ) -> Uploaded:
     """Put the content of directory `path` into `objects`, but for chunks that the parent holds.
 
-    NotSaved where something cannot be kept as it is: a special file, one that cannot be read, or one that changes while it is
-    read, twice. With `skip_errors` such entries are left out, counted and logged. Unreachable where the store fails. `shared`:
+    NotSaved where something cannot be kept as it is: a special file, one that cannot be read, or one that keeps changing while it
+    is read (twice; one of a single chunk three times). With `skip_errors` such entries are left out, counted and logged. Unreachable where the store fails. `shared`:
     see tree.open_shared.
     """
     try:
@@ -353,7 +352,7 @@ class _Upload:
             self._meter.add(sum(found.seen.size for found in batch))
 
     def _hear(self, second: Second) -> bytes | None:
-        while not second.is_ready(_LOOK):
+        while not second.is_ready(LOOK):
             self._meter.check()
         return second.receive()
 
