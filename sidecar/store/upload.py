@@ -78,8 +78,8 @@ def upload(
     """Put the content of directory `path` into `objects`, but for chunks that the parent holds.
 
     NotSaved where something cannot be kept as it is: a special file, one that cannot be read, or one that keeps changing while it
-    is read (twice; one of a single chunk three times). With `skip_errors` such entries are left out, counted and logged. Unreachable where the store fails. `shared`:
-    see tree.open_shared.
+    is read (twice; one of a single chunk three times). With `skip_errors` such entries are left out, counted and logged.
+    Unreachable where the store fails. `shared`: see tree.open_shared.
     """
     try:
         tree = Directories(path, shared=shared)
