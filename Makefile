@@ -7,11 +7,15 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
-# What the tests' shell peers need: the original scripts are POSIX sh and zsh.
-DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3
+# What the tests' shell peers need: the original scripts are POSIX sh and zsh. Any whole PostgreSQL of Debian's will do.
+POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) /usr/lib/postgresql/any/bin/postgres)
+DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3 \
+	postgresql:$(POSTGRES)
+# The majors that the tests also meet, as others publish them.
+SERVERS := 12.22.0-beta.15 14.23.0 17.11.0 18.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check debian bench-coordination bench-data bench-mount clean
+.PHONY: help demo test test-long check debian servers bench-coordination bench-data bench-mount clean
 
 help:
 	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
@@ -21,12 +25,20 @@ help:
 	@echo 'make bench-data           how fast bundles are kept and fetched, beside the peers'
 	@echo 'make bench-mount          how fast a mounted bundle is, beside a plain directory'
 
+# Debian's PostgreSQL makes a cluster and starts it, unless it is told not to before; where it is there already, it is left alone.
 debian:
 	@missing=; for entry in $(DEBIAN); do [ -e $${entry#*:} ] || missing="$$missing $${entry%%:*}"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "installing$$missing"; \
-		$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+		install() { DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends "$$@" >/dev/null; }; \
+		$(SUDO) apt-get update -qq || exit; \
+		case "$$missing" in *postgresql*) install postgresql-common && echo 'create_main_cluster = false' \
+			| $(SUDO) tee -a /etc/postgresql-common/createcluster.conf >/dev/null || exit;; esac; \
+		install $$missing; \
 	fi
+
+servers: $(VENV)/.test
+	@$(BIN)/python tests/servers.py $(SERVERS)
 
 $(BIN)/python:
 	@$(MAKE) --no-print-directory debian
@@ -56,11 +68,11 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m compileall -q sidecar
 	@sh demo/demo.sh
 
-test: check
+test: check servers
 	@$(BIN)/python -m compileall -q sidecar
 	$(BIN)/python -m pytest -n 4 -m 'not long'
 
-test-long: $(VENV)/.test
+test-long: servers
 	$(BIN)/python -m pytest -n 2
 
 # Compiled again, so that what was edited meanwhile is not compiled at each start that is measured.
@@ -70,7 +82,7 @@ bench-coordination: $(VENV)/.core
 
 # The peers are installed here, and not by `make test`, which does not need them.
 bench-data: $(VENV)/.test
-	@$(MAKE) --no-print-directory debian DEBIAN='restic:/usr/bin/restic rclone:/usr/bin/rclone borgbackup:/usr/bin/borg postgresql:/usr/lib/postgresql'
+	@$(MAKE) --no-print-directory debian DEBIAN='restic:/usr/bin/restic rclone:/usr/bin/rclone borgbackup:/usr/bin/borg postgresql:$(POSTGRES)'
 	@$(BIN)/python -m compileall -q sidecar
 	@$(BIN)/python tests/bench/data.py
 
