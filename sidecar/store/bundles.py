@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 from sidecar.errors import ConfigurationError, Corrupt, SourceMissing
@@ -24,7 +25,7 @@ from sidecar.store.objects import Objects, open_objects
 from sidecar.store.remote import Patience
 from sidecar.store.table import Pieces
 from sidecar.store.upkeep import Announcement, Checked, Pruned
-from sidecar.store.upload import ChunkSize, Known, Uploaded, upload
+from sidecar.store.upload import ChunkSize, How, Inspect, Known, LeaveOut, Uploaded, upload
 from sidecar.store.work import Cancelled, Meter, Progress
 
 _LISTED = 20  # names in an error message; more are counted
@@ -93,6 +94,9 @@ class Store:
         reuse: bool = False,
         shared: bool = False,
         chunk_size: ChunkSize | None = None,
+        leave_out: LeaveOut | None = None,
+        inspect: Inspect | None = None,
+        base: Bundle | None = None,
         cancelled: Cancelled | None = None,
     ) -> Bundle:
         """Keep the directory at `path` as a new bundle of `repo`, point `label` at it, and return it, all durable.
@@ -103,6 +107,18 @@ class Store:
         `path`, symbolic links are then followed on the file system of `/` only; below it they never are. `chunk_size`, given
         path and size of a file, returns how it is to be cut, from 4 KiB to 16 MiB, 0 as usual: pages of a database, say, of
         which few will change. `cancelled` is asked often, from several threads; Stopped then.
+
+        What `leave_out`, given a path below `path`, is true for is not in the bundle, nor is what lies below it; it is not even
+        looked at, may be of any type, and does not count as skipped.
+
+        `inspect` is given path, offset and bytes of all that is read of files, and is called in several threads, for the blocks
+        of one file in any order. They are the very bytes that are then hashed and kept, to be read during the call only. A
+        block begins at a multiple of its file's chunk size and is one chunk or, of small ones, as many as 2 MiB hold. Holes may
+        be left out: they are zeros. A file that changes while it is read is read again, and all of it inspected again. It may
+        raise NotSaved, or any other SidecarError: the save ends with that, and nothing becomes visible.
+
+        `base` is a bundle of any repository of this store, such as the one that `path` was populated from: what it holds is
+        not stored again either. Where it is missing or damaged that is logged, and it is not used.
 
         ParametersError where repo or label cannot be names, or a text is too long for a record.
         NotSaved where something is no file, directory or link, cannot be read, or keeps changing while it is read; with
@@ -120,16 +136,11 @@ class Store:
             announcement.wait_for_prunes(meter.check)
             parents = self._parents(repo, label)
             parent = parents[0] if parents else None
-            before = self._before(parent)
-            uploaded = upload(
-                self._objects,
-                os.fspath(path),
-                _known(before),
-                meter,
-                chunk_size=chunk_size,
-                skip_errors=skip_errors,
-                shared=shared,
-            )
+            befores = [loaded for each in _distinct(parent, base) if (loaded := self._before(each)) is not None]
+            how = How(chunk_size=chunk_size, leave_out=leave_out, inspect=inspect, skip_errors=skip_errors, shared=shared)
+            uploaded = upload(self._objects, os.fspath(path), _known(befores), meter, how)
+            # A manifest may be told as a difference from any other of its store: `prune` and `check` look at all repositories.
+            before = befores[0] if befores else None
             data = self._manifests.encode(uploaded.entries, before)
             manifest = self._manifests.put(data, before)
             said = (manifest, message, contributor)
@@ -398,12 +409,10 @@ class Store:
                 _logger.warning("%s; it is passed over", error)
         return parents
 
-    def _before(self, parent: Bundle | None) -> Loaded | None:
-        """Return what the parent holds."""
-        if parent is None:
-            return None
+    def _before(self, bundle: Bundle) -> Loaded | None:
+        """Return what a bundle holds that was there before; None where there is no telling."""
         try:
-            return self._load(parent)
+            return self._load(bundle)
         except Corrupt as error:
             # Likewise: all of it is stored again.
             _logger.warning("%s; nothing of it is used again", error)
@@ -413,13 +422,18 @@ class Store:
         return f"{self.url}: repository {bundle.repo!r}, bundle {bundle.id}"
 
 
-def _known(before: Loaded | None) -> Known:
-    """Return where the chunks of the parent lie."""
+def _distinct(*bundles: Bundle | None) -> list[Bundle]:
+    """Return those there are of some bundles, of those that hold the same tree one."""
+    return list({each.manifest: each for each in bundles if each is not None}.values())
+
+
+def _known(befores: list[Loaded]) -> Known:
+    """Return where the chunks of bundles lie; what several hold is the first one's."""
     chunks: dict[str, Piece] = {}
-    tables: dict[str, Table] = {}
-    for entry in before.entries if before is not None else ():
+    tables: dict[str, tuple[Table, ...]] = {}
+    for entry in chain.from_iterable(before.entries for before in reversed(befores)):
         if isinstance(entry.pieces, Table):
-            tables[entry.path] = entry.pieces
+            tables[entry.path] = (entry.pieces, *tables.get(entry.path, ()))
             chunks |= {segment.piece.hash: segment.piece for segment in entry.pieces.segments}
         else:
             chunks |= {piece.hash: piece for piece in entry.pieces}

@@ -157,10 +157,16 @@ def seen_of(told: os.stat_result) -> Seen:
     return Seen(told.st_mode, told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino)
 
 
-def walk(tree: Directories, failed: Callable[[str, OSError], None], check: Callable[[], None]) -> list[Found]:
-    """Return everything below the top, ascending by the bytes of the paths.
+def walk(
+    tree: Directories,
+    failed: Callable[[str, OSError], None],
+    check: Callable[[], None],
+    leave_out: Callable[[str], bool] | None = None,
+) -> list[Found]:
+    """Return everything below the top, ascending by the bytes of the paths, but what `leave_out`, given its path, is true for.
 
     `failed` is told of what cannot be looked at, and raises or returns; `check` is called now and then, and may raise.
+    What is left out is not looked at, and of a directory nothing below it.
     """
     found: list[Found] = []
     waiting = [""]
@@ -176,7 +182,7 @@ def walk(tree: Directories, failed: Callable[[str, OSError], None], check: Calla
             continue
         for entry in names:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if path == RESERVED:
+            if path == RESERVED or (leave_out is not None and leave_out(path)):
                 continue
             try:
                 found.append(_look(path, entry, fd))

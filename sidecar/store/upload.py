@@ -47,13 +47,30 @@ _logger = logging.getLogger(__name__)
 ChunkSize = Callable[[str, int], int]
 """Given path and size of a file: how it is to be cut, in bytes; 0 as usual. The same every time, or nothing is found again."""
 
+LeaveOut = Callable[[str], bool]
+"""Given the path of an entry: whether it, and of a directory what is below it, is not to be in the bundle."""
+
+Inspect = Callable[[str, int, memoryview], None]
+"""Given the path of a file, an offset and the bytes that are kept of it from there on: raises a SidecarError to end the save."""
+
 
 @value
 class Known:
-    """What the parent holds: chunks by hash, and by path the lists of those too many to be remembered."""
+    """What other bundles hold: chunks by hash, and by path the lists of those too many to be remembered."""
 
     chunks: Mapping[str, Piece]
-    tables: Mapping[str, Table]
+    tables: Mapping[str, tuple[Table, ...]]
+
+
+@value
+class How:
+    """What the caller of Store.save, whose docstring says what each means, may choose."""
+
+    chunk_size: ChunkSize | None = None
+    leave_out: LeaveOut | None = None
+    inspect: Inspect | None = None
+    skip_errors: bool = False
+    shared: bool = False
 
 
 @value
@@ -65,31 +82,22 @@ class Uploaded:
     skipped: int
 
 
-def upload(
-    objects: Objects,
-    path: str,
-    known: Known,
-    meter: Meter,
-    *,
-    chunk_size: ChunkSize | None = None,
-    skip_errors: bool = False,
-    shared: bool = False,
-) -> Uploaded:
-    """Put the content of directory `path` into `objects`, but for chunks that the parent holds.
+def upload(objects: Objects, path: str, known: Known, meter: Meter, how: How) -> Uploaded:
+    """Put the content of directory `path` into `objects`, but for chunks that are known.
 
     NotSaved where something cannot be kept as it is: a special file, one that cannot be read, or one that keeps changing while it
     is read (twice; one of a single chunk three times). With `skip_errors` such entries are left out, counted and logged.
-    Unreachable where the store fails. `shared`: see tree.open_shared.
+    Unreachable where the store fails. `shared`: see tree.open_shared. What `inspect` raises ends it.
     """
     try:
-        tree = Directories(path, shared=shared)
+        tree = Directories(path, shared=how.shared)
     except OSError as error:
         raise NotSaved(f"{path}: {error.strerror}") from error
     try:
         # Packs are stored beside what is read: both together are what the store allows, and one more.
         threads = min(objects.parallel + 1 - objects.sealing, _THREADS)
         with Window[_Read](threads) as window, ThreadPoolExecutor(objects.sealing) as sealing:
-            return _Upload(objects, tree, known, meter, window, sealing, chunk_size, skip_errors).run()
+            return _Upload(objects, tree, known, meter, window, sealing, how).run()
     finally:
         tree.close()
 
@@ -116,7 +124,7 @@ _Read = list[_Chunk] | OSError | None
 class _Reading:
     """One file being read: its descriptor, its stat before, how it is cut, and the chunks that have come back."""
 
-    def __init__(self, found: Found, fd: int, cut: int, before: Table | None) -> None:
+    def __init__(self, found: Found, fd: int, cut: int, before: tuple[Table, ...]) -> None:
         self.path, self.fd, self.cut, self.before = found.path, fd, cut, before
         self.seen = seen_of(os.fstat(fd))
         self.block = cut if cut > SMALL else max(cut, _BLOCK // cut * cut)
@@ -135,7 +143,7 @@ class _Reading:
 
 
 class _Places:
-    """Where chunks lie: those that this upload stored, and those of the parent whose objects are still there.
+    """Where chunks lie: those that this upload stored, and the known ones whose objects are still there.
 
     An object that was lost since must not take a new bundle with it, so each is looked for once, when it is first needed.
     """
@@ -154,7 +162,7 @@ class _Places:
         return self._placed.get(hash_) or (self._known[hash_] if self.is_known(hash_) else None)
 
     def is_known(self, hash_: str) -> bool:
-        """Say whether the parent holds a chunk, and its object is whole."""
+        """Say whether a chunk is known from another bundle, and its object is whole."""
         piece = self._known.get(hash_)
         return piece is not None and self.is_whole(piece)
 
@@ -167,7 +175,7 @@ class _Places:
         self._placed.setdefault(piece.hash, piece)
 
     def is_whole(self, piece: Piece) -> bool:
-        """Say whether the object that a chunk of the parent lies in is there and long enough."""
+        """Say whether the object that a known chunk lies in is there and long enough."""
         # A pack that is cut short is given up as a whole: cut the same way from the same files, it is made good under its name.
         if piece.object not in self._sizes:
             try:
@@ -259,11 +267,10 @@ class _Upload:
         meter: Meter,
         window: Window[_Read],
         sealing: ThreadPoolExecutor,
-        chunk_size: ChunkSize | None,
-        skip_errors: bool,
+        how: How,
     ) -> None:
         self._objects, self._tree, self._known, self._meter, self._window = objects, tree, known, meter, window
-        self._chunk_size, self._skip_errors = chunk_size, skip_errors
+        self._how = how
         self._placed = _Places(objects, known.chunks)
         self._pack = _Pack(objects, sealing)
         self._buffers = Buffers()
@@ -275,7 +282,7 @@ class _Upload:
         self.skipped: dict[str, str] = {}
 
     def run(self) -> Uploaded:
-        found = walk(self._tree, self._unreadable, self._meter.check)
+        found = walk(self._tree, self._unreadable, self._meter.check, self._how.leave_out)
         files = [each for each in found if each.type == FILE]
         self._meter.total = sum(each.seen.size for each in files)
         for each in found:
@@ -283,7 +290,8 @@ class _Upload:
                 self._refuse(each.path, "is a socket, pipe or device, which no bundle can hold")
         small = list(_batches([each for each in files if each.seen.size <= SMALL]))
         second = None
-        if is_worth_it(sum(map(len, small))):
+        # Who inspects may be anything but safe in a copy of the process, and what it learns there would be lost.
+        if self._how.inspect is None and is_worth_it(sum(map(len, small))):
             self._shared = [memoryview(mmap.mmap(-1, SMALL)) for _ in range(_SLOTS)]
             theirs = [batch for number, batch in enumerate(small) if _is_seconds(number)]
             second = begin_second(partial(self._read_as_second, theirs))
@@ -370,6 +378,7 @@ class _Upload:
         if not hash_:
             self._read(found)
             return
+        self._inspect(found.path, 0, view)
         piece = self._placed.get(hash_)
         # Also where this upload has placed it, which a second process would not know: what is compressed must not depend on that.
         frame = self._compress(view) if not self._placed.is_known(hash_) else None
@@ -449,10 +458,10 @@ class _Upload:
         parent, name = split(found.path)
         fd = os.open(name, _READ, dir_fd=self._tree.fd(parent))
         self._open.add(fd)
-        return _Reading(found, fd, self._cut(found), self._known.tables.get(found.path))
+        return _Reading(found, fd, self._cut(found), self._known.tables.get(found.path, ()))
 
     def _cut(self, found: Found) -> int:
-        cut = self._chunk_size(found.path, found.seen.size) if self._chunk_size is not None else 0
+        cut = self._how.chunk_size(found.path, found.seen.size) if self._how.chunk_size is not None else 0
         if cut and not SMALLEST_CUT <= cut <= _LARGEST_CUT:
             raise ParametersError([Fault("chunk size", found.path, f"{cut} is not from {SMALLEST_CUT} to {_LARGEST_CUT}")])
         return cut or CHUNK
@@ -491,15 +500,20 @@ class _Upload:
                 return None
         except OSError as error:
             return error
+        self._inspect(reading.path, offset, view)
         first = offset // reading.cut
         return [
             self._chunk(reading, first + number, view[start : start + reading.cut])
             for number, start in enumerate(range(0, length, reading.cut))
         ]
 
+    def _inspect(self, path: str, offset: int, view: memoryview) -> None:
+        if self._how.inspect is not None:
+            self._how.inspect(path, offset, view.toreadonly())
+
     def _chunk(self, reading: _Reading, number: int, view: memoryview) -> _Chunk:
         hash_, length = blake3(view).hexdigest(), len(view)
-        piece = self._placed.get(hash_) or self._in_parent(reading, number, hash_)
+        piece = self._placed.get(hash_) or self._in_tables(reading, number, hash_)
         if piece is not None:
             return _Chunk(hash_, length, piece)
         frame = compress(view)
@@ -518,18 +532,18 @@ class _Upload:
         hash_, frame = _zeros(length)
         return _Chunk(hash_, length, self._placed.get(hash_), frame)
 
-    def _in_parent(self, reading: _Reading, number: int, hash_: str) -> Piece | None:
-        """Return where the parent has this chunk, if at the same place of the same file: what is too many is found so alone."""
-        before = reading.before
-        if before is None:
-            return None
-        try:
-            piece = before[number] if number < len(before) else None
-        except Corrupt as error:
-            _logger.warning("%s; nothing of it is used again", error)
-            reading.before = None
-            return None
-        return piece if piece is not None and piece.hash == hash_ and self._placed.is_whole(piece) else None
+    def _in_tables(self, reading: _Reading, number: int, hash_: str) -> Piece | None:
+        """Return where this chunk lies, if it was at the same place of the same file: what is too many is found so alone."""
+        for before in reading.before:
+            try:
+                piece = before[number] if number < len(before) else None
+            except Corrupt as error:
+                _logger.warning("%s; nothing of it is used again", error)
+                reading.before = tuple(each for each in reading.before if each is not before)
+                continue
+            if piece is not None and piece.hash == hash_ and self._placed.is_whole(piece):
+                return piece
+        return None
 
     def _take(self, reading: _Reading, block: _Read) -> None:
         reading.missing -= 1
@@ -576,11 +590,11 @@ class _Upload:
         """Read a file here, in no other thread."""
         try:
             reading = self._begin(found)
-            for offset in range(0, reading.seen.size, reading.block):
-                self._take(reading, self._block(reading, offset))
         except OSError as error:
             self._unreadable(found.path, error)
             return
+        for offset in range(0, reading.seen.size, reading.block):
+            self._take(reading, self._block(reading, offset))
         self._end(found, reading, again=again)
 
     def _close(self, reading: _Reading) -> None:
@@ -591,7 +605,7 @@ class _Upload:
         self._refuse(path, f"cannot be read: {error.strerror}")
 
     def _refuse(self, path: str, problem: str) -> None:
-        if not self._skip_errors:
+        if not self._how.skip_errors:
             raise NotSaved(f"{path or 'the top directory'!r} {problem}")
         _logger.warning("%r %s; it is left out", path, problem)
         self.skipped[path] = problem

@@ -1,0 +1,456 @@
+"""What Store.save offers to who archives a directory in place: leaving out, looking at every byte, building on any bundle."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import forked
+
+from sidecar.errors import NotSaved, SourceMissing
+from sidecar.store import Bundle, Entry, Stopped, Store, open_store
+from sidecar.store import upload as upload_module
+from sidecar.store.format import FILE, Table
+from sidecar.store.tree import walk
+from sidecar.testing import read_tree
+
+MIB = 1 << 20
+PAGE = 8 << 10
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(f"file://{tmp_path}/store" if request.param == "file" else f"memory://{os.urandom(8).hex()}")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Empty, small, of some pages, of many, of pages that compress, each with a rest that is no page; and a link."""
+    top = tmp_path / "tree"
+    (top / "base" / "1").mkdir(parents=True)
+    chance = random.Random(1)
+    (top / "empty").write_bytes(b"")
+    (top / "small").write_bytes(b"small")
+    (top / "base" / "1" / "some").write_bytes(chance.randbytes(20 * PAGE + 7))
+    (top / "base" / "1" / "many").write_bytes(chance.randbytes(5 * MIB + 3))
+    (top / "base" / "text").write_bytes(b"".join(b"%d,%d\n" % (n, n * n) for n in range(150_000)))
+    (top / "link").symlink_to("small")
+    return top
+
+
+def paged(path: str, size: int) -> int:
+    return PAGE
+
+
+def paths(store: Store, bundle: Bundle) -> list[str]:
+    return [entry.path for entry in store.manifest(bundle)]
+
+
+def nothing_is_visible(store: Store, repo: str = "data") -> bool:
+    return store.bundles(repo) == [] and store.labels(repo) == {}
+
+
+def check_same(store: Store, bundle: Bundle, tree: Path, tmp_path: Path) -> None:
+    back = tmp_path / f"back-{bundle.id}"
+    store.populate(bundle, back)
+    assert read_tree(str(back)) == read_tree(str(tree))
+    assert store.check(read_data=True).faults == ()
+
+
+# --- leaving out -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_not_in_the_bundle_nor_counted_and_nothing_below_it_is_walked(store: Store, tree: Path) -> None:
+    (tree / "pg_wal" / "deep").mkdir(parents=True)
+    (tree / "pg_wal" / "deep" / "segment").write_bytes(b"x")
+    (tree / "base" / "pg_wal").write_bytes(b"of another name, as its path is another")
+    asked: list[str] = []
+
+    def leave_out(path: str) -> bool:
+        asked.append(path)
+        return path in ("pg_wal", "base/1/some")
+
+    bundle = store.save(tree, "data", leave_out=leave_out)
+    assert paths(store, bundle) == ["base", "base/1", "base/1/many", "base/pg_wal", "base/text", "empty", "link", "small"]
+    assert bundle.skipped == 0
+    assert "pg_wal" in asked
+    assert not any(path.startswith("pg_wal/") for path in asked)
+
+
+def test_a_socket_that_is_left_out_is_no_error(store: Store, tree: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        here = os.open(tree, os.O_PATH)  # a socket's path may be 107 bytes long
+        try:
+            listening.bind(f"/proc/self/fd/{here}/.s.PGSQL.5432")
+        finally:
+            os.close(here)
+        with pytest.raises(NotSaved, match="socket"):
+            store.save(tree, "data")
+        bundle = store.save(tree, "data", leave_out=lambda path: path == ".s.PGSQL.5432")
+    assert bundle.skipped == 0
+    assert ".s.PGSQL.5432" not in paths(store, bundle)
+
+
+def test_a_name_that_is_no_text_is_asked_about_as_the_system_gives_it(store: Store, tree: Path) -> None:
+    name = os.fsdecode(b"\xff\n")
+    (tree / name).write_bytes(b"x")
+    assert name not in paths(store, store.save(tree, "data", leave_out=lambda path: path == name))
+
+
+# --- looking at every byte -------------------------------------------------------------------------------------------
+
+
+class Inspector:
+    """Remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.blocks: defaultdict[str, list[tuple[int, bytes]]] = defaultdict(list)
+
+    def __call__(self, path: str, offset: int, view: memoryview) -> None:
+        assert view.readonly
+        self.blocks[path].append((offset, bytes(view)))
+
+    def content(self, path: str, size: int) -> bytes:
+        """Return what a file is according to what was inspected of it, each byte at most once; what was not, is zeros."""
+        content, end = bytearray(size), 0
+        for offset, data in sorted(self.blocks[path]):
+            assert offset >= end
+            end = offset + len(data)
+            content[offset:end] = data
+        return bytes(content)
+
+
+@pytest.mark.parametrize("cut", [0, PAGE, 12_345, MIB, 3 * MIB])
+def test_every_byte_of_every_file_is_inspected_in_blocks_that_begin_at_chunks(cut: int, store: Store, tree: Path) -> None:
+    for _ in range(2):  # also what is known from the parent
+        inspector = Inspector()
+        bundle = store.save(tree, "data", chunk_size=lambda path, size: cut, inspect=inspector)
+        files = [entry for entry in store.manifest(bundle) if entry.type == FILE]
+        assert {*inspector.blocks} == {entry.path for entry in files if entry.size}
+        for entry in files:
+            assert inspector.content(entry.path, entry.size) == (tree / entry.path).read_bytes()
+        chunk = cut or 8 * MIB
+        blocks = [block for each in inspector.blocks.values() for block in each]
+        assert all(offset % chunk == 0 for offset, _ in blocks)
+        assert all(0 < len(data) <= max(chunk, 2 * MIB) for _, data in blocks)
+
+
+@pytest.mark.parametrize("cut", [0, PAGE])
+def test_of_what_is_not_inspected_of_a_sparse_file_there_is_nothing_but_zeros(cut: int, store: Store, tree: Path) -> None:
+    with (tree / "sparse").open("wb") as file:
+        file.truncate(30 * MIB)
+        file.seek(17 * MIB)
+        file.write(b"in the middle")
+    inspector = Inspector()
+    store.save(tree, "data", chunk_size=lambda path, size: cut, inspect=inspector)
+    assert inspector.content("sparse", 30 * MIB) == (tree / "sparse").read_bytes()
+
+
+def test_the_blocks_of_a_large_file_are_inspected_in_several_threads_at_once(store: Store, tree: Path) -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def inspect(path: str, offset: int, view: memoryview) -> None:
+        if path == "base/1/many" and offset < 4 * MIB:
+            together.wait()
+
+    store.save(tree, "data", chunk_size=paged, inspect=inspect)
+    assert not together.broken
+
+
+@pytest.mark.parametrize("skip_errors", [False, True])
+@pytest.mark.parametrize("victim", ["small", "base/1/some", "base/1/many"])
+def test_what_inspecting_raises_ends_the_save_and_nothing_is_visible(
+    victim: str, skip_errors: bool, store: Store, tree: Path
+) -> None:
+    def inspect(path: str, offset: int, view: memoryview) -> None:
+        if path == victim and offset + len(view) == (tree / victim).stat().st_size:
+            raise NotSaved(f"{path}: page {offset // PAGE} is torn")
+
+    with pytest.raises(NotSaved, match="is torn"):
+        store.save(tree, "data", label="main", chunk_size=paged, inspect=inspect, skip_errors=skip_errors)
+    assert nothing_is_visible(store)
+    store.prune()
+    assert store.check().objects == 0
+
+
+@pytest.mark.parametrize("victim", ["small", "base/1/some", "base/1/many"])
+def test_what_fails_in_the_callers_own_code_is_not_taken_for_a_file_that_cannot_be_read(
+    victim: str, store: Store, tree: Path
+) -> None:
+    def inspect(path: str, offset: int, view: memoryview) -> None:
+        if path == victim:
+            raise FileNotFoundError("its own affair")
+
+    with pytest.raises(FileNotFoundError, match="its own affair"):
+        store.save(tree, "data", chunk_size=paged, skip_errors=True, inspect=inspect)
+    assert nothing_is_visible(store)
+
+
+def test_a_file_that_changes_while_it_is_read_is_inspected_again_from_its_beginning(
+    store: Store, tree: Path, tmp_path: Path
+) -> None:
+    inspector = Inspector()
+
+    def inspect(path: str, offset: int, view: memoryview) -> None:
+        if path == "base/1/many" and offset == 2 * MIB and not inspector.blocks["changed"]:
+            inspector.blocks["changed"].append((0, b""))
+            with (tree / path).open("r+b") as file:
+                file.write(b"changed")
+        inspector(path, offset, view)
+
+    bundle = store.save(tree, "data", chunk_size=paged, inspect=inspect)
+    assert sorted(offset for offset, _ in inspector.blocks["base/1/many"]) == [0, 0, 2 * MIB, 2 * MIB, 4 * MIB, 4 * MIB]
+    assert (0, (tree / "base/1/many").read_bytes()[: 2 * MIB]) in inspector.blocks["base/1/many"]
+    check_same(store, bundle, tree, tmp_path)
+
+
+@pytest.mark.parametrize("size", [10, 20 * PAGE])
+def test_a_small_file_is_inspected_as_it_is_kept_where_it_changed_since_it_was_found(
+    size: int, store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "victim").write_bytes(b"a" * size)
+
+    def walked(*arguments: object) -> object:
+        found = walk(*arguments)  # type: ignore[arg-type]
+        (tree / "victim").write_bytes(b"b" * size * 2)
+        return found
+
+    monkeypatch.setattr(upload_module, "walk", walked)
+    inspector = Inspector()
+    store.save(tree, "data", chunk_size=paged, inspect=inspector)
+    assert inspector.content("victim", 2 * size) == b"b" * size * 2
+
+
+def test_with_who_inspects_there_is_no_second_process(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(upload_module, "is_worth_it", lambda files: True)
+    monkeypatch.setattr(upload_module, "begin_second", begun.append)  # and there is none
+    store.save(tree, "data", inspect=Inspector())
+    assert begun == []
+    store.save(tree, "data")
+    assert len(begun) == 1
+
+
+def test_a_save_that_is_stopped_while_it_is_inspected_leaves_nothing_visible(store: Store, tree: Path) -> None:
+    stopped = threading.Event()
+    with pytest.raises(Stopped):
+        store.save(
+            tree,
+            "data",
+            label="main",
+            chunk_size=paged,
+            inspect=lambda path, offset, view: stopped.set(),
+            cancelled=stopped.is_set,
+        )
+    assert nothing_is_visible(store)
+
+
+# --- building on a bundle of another repository ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(store: Store, tree: Path) -> Bundle:
+    """The tree in repository `source`, from where it is restored, and then changed a little in the places that matter."""
+    bundle = store.save(tree, "source", chunk_size=paged)
+    with (tree / "base" / "1" / "many").open("r+b") as file:
+        file.seek(100 * PAGE)
+        file.write(b"changed")
+    (tree / "new").write_bytes(b"new")
+    return bundle
+
+
+def entry_of(store: Store, bundle: Bundle, path: str) -> Entry:
+    return next(entry for entry in store.manifest(bundle) if entry.path == path)
+
+
+LITTLE = 3 * PAGE + 641 * 52  # the page that changed, `new`, some rests, and the table of `many`
+
+
+def test_what_the_base_holds_is_not_stored_again_in_another_repository(
+    store: Store, source: Bundle, tree: Path, tmp_path: Path
+) -> None:
+    bundle = store.save(tree, "target", chunk_size=paged, base=source)
+    assert isinstance(entry_of(store, bundle, "base/1/many").pieces, Table)
+    assert bundle.stored < LITTLE
+    assert bundle.parent == "", "it is of another repository"
+    check_same(store, bundle, tree, tmp_path)
+
+
+def test_without_a_base_all_of_it_is_stored_again(store: Store, source: Bundle, tree: Path) -> None:
+    assert store.save(tree, "target", chunk_size=paged).stored > 5 * MIB
+
+
+def test_a_base_is_used_beside_a_parent(store: Store, source: Bundle, tree: Path, tmp_path: Path) -> None:
+    kept = (tree / "base" / "1" / "many").read_bytes()
+    (tree / "other").write_bytes(random.Random(9).randbytes(3 * MIB))
+    for path in ("base/1/many", "base/text"):
+        (tree / path).write_bytes(b"not what the base holds")
+    parent = store.save(tree, "target", chunk_size=paged)
+    (tree / "base" / "1" / "many").write_bytes(kept)
+    bundle = store.save(tree, "target", chunk_size=paged, base=source)
+    assert bundle.stored < LITTLE, "`other` is the parent's, `many` the base's"
+    assert bundle.parent == parent.id
+    check_same(store, bundle, tree, tmp_path)
+
+
+def test_a_file_of_pages_some_of_which_are_the_parents_and_some_the_bases_is_put_together(
+    store: Store, source: Bundle, tree: Path, tmp_path: Path
+) -> None:
+    many = tree / "base" / "1" / "many"
+    original = many.read_bytes()
+    many.write_bytes(random.Random(10).randbytes(300 * PAGE) + original[300 * PAGE :])
+    store.save(tree, "target", chunk_size=paged)
+    many.write_bytes(many.read_bytes()[: 150 * PAGE] + original[150 * PAGE :])
+    bundle = store.save(tree, "target", chunk_size=paged, base=source)
+    assert bundle.stored < LITTLE
+    check_same(store, bundle, tree, tmp_path)
+
+
+def test_a_base_that_is_the_parent_changes_nothing(store: Store, source: Bundle, tree: Path) -> None:
+    one = store.save(tree, "source", chunk_size=paged, base=source)
+    assert one.stored < LITTLE
+    two = store.save(tree, "source", chunk_size=paged, base=one, message="again")
+    assert (two.stored, two.manifest) == (0, one.manifest)
+
+
+def test_the_same_tree_in_another_repository_has_the_same_manifest(store: Store, tree: Path, tmp_path: Path) -> None:
+    base = store.save(tree, "source", chunk_size=paged)
+    bundle = store.save(tree, "target", chunk_size=paged, base=base)
+    assert (bundle.stored, bundle.manifest) == (0, base.manifest)
+    assert bundle.repo == "target"
+    check_same(store, bundle, tree, tmp_path)
+
+
+def test_a_bundle_outlives_the_base_that_it_was_built_on(store: Store, tree: Path, tmp_path: Path) -> None:
+    for number in range(300):
+        (tree / f"relation-{number}").write_bytes(b"%d" % number)
+    base = store.save(tree, "source", chunk_size=paged)
+    (tree / "new").write_bytes(b"new")
+    bundle = store.save(tree, "target", chunk_size=paged, base=base)
+    assert bundle.manifest_bytes < base.manifest_bytes / 2, "it is told as a difference"
+    store._objects.remove(f"repos/source/bundles/{base.id}")
+    store.prune()
+    check_same(store, bundle, tree, tmp_path)
+    (tree / "newer").write_bytes(b"newer")
+    check_same(store, store.save(tree, "target", chunk_size=paged), tree, tmp_path)
+
+
+def test_saving_again_after_a_kill_returns_the_bundle_that_was_complete(store: Store, source: Bundle, tree: Path) -> None:
+    first = store.save(tree, "target", label="main", chunk_size=paged, base=source, reuse=True)
+    assert store.save(tree, "target", label="main", chunk_size=paged, base=source, reuse=True) == first
+
+
+def damage_manifest(store: Store, bundle: Bundle) -> None:
+    store._objects.put(f"manifests/{bundle.manifest[:2]}/{bundle.manifest}", b"damaged", anew=True)
+
+
+def lose_manifest(store: Store, bundle: Bundle) -> None:
+    store._objects.remove(f"manifests/{bundle.manifest[:2]}/{bundle.manifest}")
+
+
+@pytest.mark.parametrize("harm", [damage_manifest, lose_manifest])
+def test_a_base_that_is_missing_or_damaged_is_logged_and_not_used(
+    harm: Callable[[Store, Bundle], None],
+    store: Store,
+    source: Bundle,
+    tree: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    harm(store, source)
+    bundle = store.save(tree, "target", chunk_size=paged, base=source)
+    assert f"repository 'source', bundle {source.id}: manifests/" in caplog.text
+    assert "nothing of it is used again" in caplog.text
+    assert bundle.stored > 5 * MIB
+    store.populate(bundle, tmp_path / "back")
+    assert read_tree(str(tmp_path / "back")) == read_tree(str(tree))
+
+
+def test_a_bundle_of_another_store_is_a_base_that_is_missing(
+    store: Store, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = open_store(f"file://{tmp_path}/elsewhere").save(tree, "data", chunk_size=paged)
+    bundle = store.save(tree, "data", chunk_size=paged, base=elsewhere)
+    assert "is missing; nothing of it is used again" in caplog.text
+    check_same(store, bundle, tree, tmp_path)
+
+
+@pytest.mark.parametrize("with_parent", [False, True])
+def test_objects_that_a_base_has_lost_are_stored_again(
+    with_parent: bool, store: Store, source: Bundle, tree: Path, tmp_path: Path
+) -> None:
+    if with_parent:
+        store.save(tree, "target", chunk_size=paged, leave_out=lambda path: path != "small")
+    pieces = entry_of(store, source, "base/1/many").pieces
+    assert isinstance(pieces, Table)
+    for object_ in {piece.object for piece in pieces}:
+        store._objects.remove(f"objects/{object_[:2]}/{object_}")
+    bundle = store.save(tree, "target", chunk_size=paged, base=source)
+    store.populate(bundle, tmp_path / "back")
+    assert read_tree(str(tmp_path / "back")) == read_tree(str(tree))
+    assert store.verify(bundle) == bundle.bytes
+
+
+def test_a_base_in_a_store_that_was_never_written_to_is_missing(store: Store, tree: Path, tmp_path: Path) -> None:
+    base = open_store(f"file://{tmp_path}/elsewhere").save(tree, "data")
+    with pytest.raises(SourceMissing):
+        store.resolve("data")
+    assert store.save(tree, "data", base=base).bytes == base.bytes
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+def killed(work: Callable[[], object]) -> bool:
+    return os.WIFSIGNALED(os.waitpid(forked(work), 0)[1])
+
+
+def die_at(call: int) -> Callable[..., None]:
+    counted = iter(range(call))
+
+    def inspect(path: str, offset: int, view: memoryview) -> None:
+        if next(counted, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return inspect
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    """A store that outlives the process that writes to it."""
+    return open_store(f"file://{tmp_path}/local")
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_killed_while_it_inspects_an_archive_leaves_nothing_visible_and_begins_again(
+    call: int, local: Store, tree: Path, tmp_path: Path
+) -> None:
+    base = local.save(tree, "source", chunk_size=paged)
+    (tree / "base" / "1" / "many").write_bytes(random.Random(4).randbytes(5 * MIB))
+
+    def save(inspect: Callable[..., None]) -> Bundle:
+        return local.save(
+            tree, "target", label="main", chunk_size=paged, base=base, inspect=inspect, leave_out=lambda path: False
+        )
+
+    assert killed(lambda: save(die_at(call)))
+    assert nothing_is_visible(local, "target")
+    check_same(local, save(Inspector()), tree, tmp_path)
+
+
+def test_killed_before_its_record_an_archive_is_not_visible(
+    local: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = local.save(tree, "source", chunk_size=paged)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "_commit", lambda self, bundle: os.kill(os.getpid(), signal.SIGKILL))
+        assert killed(lambda: local.save(tree, "target", label="main", base=base, inspect=Inspector()))
+    assert nothing_is_visible(local, "target")
+    check_same(local, local.save(tree, "target", label="main", base=base), tree, tmp_path)
