@@ -186,7 +186,7 @@ class FuseBattery:
         except NotSaved as error:
             raise NotSaved(f"destination {destination.name!r}, {destination.path}: {error}", error.culprit) from error
         if destination.bundle_id_file:
-            _write_whole(destination.bundle_id_file, bundle.id + "\n")
+            write_bundle_id(destination.bundle_id_file, bundle)
         return bundle
 
 
@@ -265,15 +265,15 @@ def _make_writable(path: str) -> None:
         raise Unreachable(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _write_whole(path: str, text: str) -> None:
-    """Write a file that has all of its content from the moment it has its name."""
+def write_bundle_id(path: str, bundle: Bundle) -> None:
+    """Write a file with the id of a bundle, that has all of its content from the moment it has its name."""
     folder, name = os.path.split(os.path.abspath(path))
     temporary = f".{name[:200]}.{secrets.token_hex(4)}"
     try:
         fd = open_shared(folder, make=True)
         try:
             with open(temporary, "x", encoding="utf-8", opener=partial(os.open, mode=0o666, dir_fd=fd)) as file:
-                file.write(text)
+                file.write(bundle.id + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
@@ -283,4 +283,4 @@ def _write_whole(path: str, text: str) -> None:
             os.close(fd)
     except OSError as error:
         # The bundle is safe, yet whoever was promised its id is not told: that is not a success.
-        raise NotSaved(f"{path}: the bundle's id {text.strip()} cannot be written: {error.strerror}") from error
+        raise NotSaved(f"{path}: the bundle's id {bundle.id} cannot be written: {error.strerror}") from error

@@ -1,0 +1,510 @@
+"""The battery `postgres`: a database is restored or made, served, and archived.
+
+    ready    own the directory → make the cluster (or find it) → adopt it → begin the server, closed → set it up → open it
+    save     close it → end clients → freeze → checkpoint → shut down → it says so itself → archive → verify → label
+    close    whatever runs ends soon; the server is shut down
+
+Nothing is archived that does not say of itself, with a good checksum, that it was shut down (control.py). So a server that was killed is
+begun again and recovers first, and what was acknowledged is in the bundle or there is no bundle. A life that finds the directory
+in use by its own session goes on with what is there: see stage.py for the steps.
+
+While the application runs, a thread watches the server. One that dies is begun again, and recovers; clients notice, as they do
+anywhere, and connect again. Where it cannot be, the save fails with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sidecar.batteries import Progress
+from sidecar.batteries.fuse import write_bundle_id
+from sidecar.batteries.postgres import archive, clusters, sessions
+from sidecar.batteries.postgres.archive import LOGICAL, PHYSICAL, Described
+from sidecar.batteries.postgres.configuration import CLOSED, open_hba, postgresql_conf, scram_verifier, socket_fits
+from sidecar.batteries.postgres.handover import Way, hand_over
+from sidecar.batteries.postgres.installations import Installation, choose, find_installations
+from sidecar.batteries.postgres.postmaster import Postmaster, Server, read_control
+from sidecar.batteries.postgres.programs import account
+from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage
+from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SidecarError, Unreachable
+from sidecar.parameters.postgres import Database
+from sidecar.store import Bundle, Stopped, is_id, open_store
+
+if TYPE_CHECKING:
+    import psycopg
+
+_STATUS = 5.0  # seconds between two looks at how the server is doing
+_LIVES = 5  # how often a server that dies is begun again
+_SHUTDOWN = 3600.0  # seconds; what ends it sooner is the pod's own patience
+_CLOSING = 3.0  # seconds until a server that has to end soon is made to; the host gives us five
+_MARGIN = 64 << 20  # bytes that must be free beside a cluster: four segments of its log, without which no server begins
+_BALLAST = 48 << 20  # bytes kept in reserve: three segments, which a recovery and the checkpoint after it may need
+_SHARED = 64 << 20  # bytes of /dev/shm that containers have by default; parallel queries need more
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PostgresBatteryOptions:
+    """One database server. `store` is the URL of the bundles; `contributor` signs those that are made.
+
+    `session` names this use of a coordination directory: a later life with the same one goes on where an earlier one ended.
+    `clients` is the directory, on the volume that is shared, for the clients' socket and the files that tell how to connect;
+    `reader` is the uid that may read the password, None for our own. `user` is whom servers run as where we are root, `folders`
+    are where PostgreSQL is looked for besides the usual places, `templates` is a directory of prepared clusters ("" for none).
+    `earlier` is what `ready` returned in an earlier life of the same pod.
+    """
+
+    store: str
+    database: Database
+    session: str
+    clients: str
+    reader: int | None = None
+    contributor: str = ""
+    user: str = "postgres"
+    folders: tuple[str, ...] = ()
+    templates: str = ""
+    earlier: Mapping[str, Any] | None = None
+
+
+class PostgresBattery:
+    """See sidecar.batteries.Battery for what each method promises."""
+
+    def __init__(self, options: PostgresBatteryOptions, progress: Progress) -> None:
+        """Nothing is read, begun or reached yet, but the store's URL and the account must mean something: ConfigurationError."""
+        self._options, self._database = options, options.database
+        self._progress = progress
+        self._store = open_store(options.store)
+        self._who = account(options.user)
+        self._stage = Stage(self._database.data_dir, options.session)
+        self._closed = threading.Event()
+        self._serving = threading.RLock()  # held by whoever begins or ends the server
+        self._wanted = False  # whether a server that ends is to be begun again
+        self._postmaster: Postmaster | None = None
+        self._lost: SidecarError | None = None
+        self._source: Bundle | None = None
+
+    # --- ready
+
+    def ready(self) -> Mapping[str, Any]:
+        """Have the server running and open to the application; return how to connect, and what it was restored from."""
+        stage = self._stage
+        stage.own(self._who)
+        if stage.step in (STOPPED, OVER):
+            # The application was over when an earlier life stopped the server: there is nobody to be ready for.
+            return dict(self._options.earlier or {})
+        if stage.step == MAKING:
+            self._make()
+        with self._serving:
+            with closing(self._begin()) as connection:
+                told = self._set_up(connection)
+            self._open()
+            self._wanted = True
+        threading.Thread(target=self._watch, daemon=True, name="watch").start()
+        return told
+
+    def _make(self) -> None:
+        """Have a cluster under its name that lets ADMIN in: restored, or new. What a killed life left of it is made anew."""
+        stage, source = self._stage, self._database.source
+        stage.begin_anew()
+        stage.reach(MAKING, kept=self._database.destination is not None)
+        if source is None:
+            self._check_room(0)
+            clusters.create(
+                stage, self._newest(), self._who, self._database.locale, self._options.templates, self._closed.is_set
+            )
+        else:
+            self._restore()
+        stage.accept()
+        self._adopt()
+
+    def _restore(self) -> None:
+        bundle = self._resolve()
+        described = archive.describe(self._store, bundle)
+        self._stage.note(source={"repo": bundle.repo, "bundle": bundle.id}, recovered=[])
+        self._source = bundle
+        self._check_room(bundle.bytes)
+        if described.kind == LOGICAL:
+            self._load(bundle, described)
+            return
+        installation = self._fitting(described, bundle)
+        clusters.restore(self._stage, self._store, bundle, self._who, self._progress, self._closed.is_set)
+        self._stage.note(unclean=not read_control(self._stage.partial).is_clean)
+        if installation.major != described.major:
+            self._upgrade(described, installation)
+
+    def _resolve(self) -> Bundle:
+        source = self._database.source
+        assert source is not None
+        chosen = self._stage.notes.get("source")
+        # The bundle that an earlier life of this session chose, wherever the label points by now.
+        if isinstance(chosen, Mapping) and is_id(chosen.get("bundle")) and chosen.get("repo") == source.repo:
+            return self._store.resolve(source.repo, bundle=str(chosen["bundle"]))
+        return self._store.resolve(source.repo, label=source.label, bundle=source.bundle)
+
+    def _fitting(self, described: Described, bundle: Bundle) -> Installation:
+        """Return the installation that is to run a bundle's cluster: of its version, unless an upgrade is asked for."""
+        newest = self._newest()
+        if newest.major > described.major and self._database.upgrade == "auto":
+            return newest
+        try:
+            return choose(self._installed, described.major)
+        except ConfigurationError as error:
+            remedy = "" if newest.major < described.major else f"; or have it migrated to {newest.major} with upgrade: auto"
+            raise ConfigurationError(f"{bundle.reference} is of PostgreSQL {described.major}: {error}{remedy}") from None
+
+    def _adopt(self) -> None:
+        password = secrets.token_urlsafe(24)
+        self._write_configuration(CLOSED)
+        clusters.adopt(
+            self._running(), self._places, self._who, password, self._settings, _logger.info, self._closed.is_set
+        )
+        self._stage.write("secret", password, 0o600)
+
+    def _set_up(self, connection: psycopg.Connection[Any]) -> dict[str, Any]:
+        """Do what has to be done before clients are let in, and return how they connect."""
+        database, stage = self._database, self._stage
+        password = "" if database.trust else self._owners_password()
+        with sessions.told(f"setting up database {database.name!r}"):
+            disarmed = sessions.disarm(connection)
+            verifier = scram_verifier(password, secrets.token_bytes(16)) if password else None
+            sessions.own(connection, database.owner, verifier, superuser=database.superuser)
+            if stage.step == MAKING and database.source is None:
+                sessions.give_default(connection, database.owner)
+            sessions.create_databases(connection, database.databases, database.owner)
+            names = sessions.databases(connection)
+            if stage.step == MAKING and database.source is not None:
+                renewed = sessions.renew_collations(self._connect, self._major, names, _logger.warning)
+                stage.note(renewed=renewed)
+        for each in disarmed:
+            _logger.warning("what the bundle has set is taken away: %s", each)
+        if stage.step == MAKING and database.source is None:
+            self._initialise(names)
+        way = Way(self._options.clients, database.port, self._clients, database.owner, password, self._default(names))
+        hand_over(way, self._options.reader)
+        return self._told(way, names)
+
+    def _told(self, way: Way, names: list[str]) -> dict[str, Any]:
+        notes = self._stage.notes
+        told: dict[str, Any] = {
+            "database": self._database.name,
+            "host": "127.0.0.1",
+            "port": way.port,
+            "socket": way.socket,
+            "user": way.user,
+            "dbname": way.database,
+            "passfile": way.passfile,
+            "dsn": way.dsn,
+            "version": self._running().version,
+            "databases": names,
+        }
+        for key in ("source", "unclean", "upgraded_from", "renewed", "recovered"):
+            if notes.get(key):
+                told[key] = notes[key]
+        return told
+
+    def _default(self, names: list[str]) -> str:
+        wanted = [*self._database.databases, "postgres", self._database.owner, *names]
+        return next(name for name in wanted if name in names)
+
+    def _owners_password(self) -> str:
+        """Return the owner's password: from its file, or of an earlier life, whose clients know it; or a new one."""
+        if self._database.password_file:
+            return _read_password(self._database.password_file)
+        kept = self._stage.read("owner-secret")
+        if not kept:
+            kept = secrets.token_urlsafe(24)
+            self._stage.write("owner-secret", kept, 0o600)
+        return kept
+
+    def _open(self) -> None:
+        """Let clients in. From here on there may be rows that are nowhere else, and the journal says so first."""
+        self._stage.reach(BEGUN)
+        self._write_configuration(open_hba(trust=self._database.trust))
+        assert self._postmaster is not None
+        self._postmaster.reload()
+
+    # --- the server
+
+    def _begin(self) -> psycopg.Connection[Any]:
+        """Begin the server with nobody let in, and return ADMIN's connection to it. A full disk is relieved once."""
+        self._write_configuration(CLOSED)
+        try:
+            return self._begin_once()
+        except Unreachable as error:
+            if not self._stage.drop_ballast():
+                raise
+            _logger.warning("%s; the reserve is given up", error)
+            return self._begin_once()
+
+    def _begin_once(self) -> psycopg.Connection[Any]:
+        password = self._stage.read("secret")
+        server = Server(self._running(), self._places, self._who, self._database.port, password, self._settings)
+        self._postmaster = Postmaster(server, self._hear)
+        connection = self._postmaster.start(self._closed.is_set)
+        self._stage.keep_ballast(_BALLAST)
+        return connection
+
+    def _hear(self, line: str) -> None:
+        _logger.info("%s", line)
+        if "redo in progress" in line:
+            self._progress(f"recovering: {line.rpartition('LOG:')[2].strip()}", 0, 0)
+
+    def _connect(self, database: str) -> psycopg.Connection[Any]:
+        assert self._postmaster is not None
+        return self._postmaster.connect(database)
+
+    def _write_configuration(self, hba: str) -> None:
+        stage = self._stage
+        stage.write("postgresql.conf", postgresql_conf(shared_memory=_shared_memory() > _SHARED), 0o644)
+        stage.write("pg_hba.conf", hba, 0o644)
+        stage.write("pg_ident.conf", "", 0o644)
+
+    @property
+    def _places(self) -> Any:
+        return self._stage.places(self._database.port, self._clients)
+
+    @property
+    def _clients(self) -> str:
+        """The directory of the clients' socket; "" where its path would be too long."""
+        folder = os.path.abspath(self._options.clients)
+        return folder if socket_fits(folder, self._database.port) else ""
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return dict(self._database.settings)
+
+    @property
+    def _installed(self) -> list[Installation]:
+        if not hasattr(self, "_found"):
+            self._found = find_installations(self._options.folders)
+        return self._found
+
+    def _newest(self) -> Installation:
+        """Return what new clusters are of, and upgrades lead to."""
+        installed = self._installed
+        if not installed and not self._database.major:
+            raise ConfigurationError("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+        return choose(installed, self._database.major or installed[-1].major)
+
+    def _running(self) -> Installation:
+        return choose(self._installed, clusters.version_of(self._stage.data))
+
+    @property
+    def _major(self) -> int:
+        return clusters.version_of(self._stage.data)
+
+    def _check_room(self, needed: int) -> None:
+        folder = os.path.dirname(self._stage.data)
+        free = _free(folder)
+        if free < needed + _MARGIN:
+            problem = f"the volume of {folder} has {free >> 20} MiB free, and {(needed + _MARGIN) >> 20} MiB are needed"
+            raise Unreachable(f"{problem}; make it larger")
+
+    def _watch(self) -> None:
+        """Begin a server again that died, and say now and then how it is doing."""
+        began = self._log_position()
+        while True:
+            postmaster = self._postmaster
+            assert postmaster is not None
+            died = postmaster.ended.wait(_STATUS)
+            with self._serving:
+                if not self._wanted:
+                    return
+                if died and self._postmaster is postmaster and not self._begin_again():
+                    return
+            if not died:
+                self._say_how(began)
+
+    def _begin_again(self) -> bool:
+        recovered = [*self._stage.notes.get("recovered", ()), "the server died while the application ran"]
+        try:
+            if len(recovered) > _LIVES:
+                raise PeerFailed(f"the server of {self._database.name!r} died {len(recovered)} times")
+            _logger.warning("the server died and is begun again")
+            self._stage.note(recovered=recovered)
+            self._begin().close()
+            self._open()
+        except SidecarError as error:
+            _logger.error("the server died and cannot be begun again: %s", error)
+            self._lost, self._wanted = error, False
+            return False
+        return True
+
+    def _log_position(self) -> int:
+        with suppress(SidecarError), sessions.told("looking"), closing(self._connect("postgres")) as connection:
+            return sessions.activity(connection).log
+        return 0
+
+    def _say_how(self, began: int) -> None:
+        with suppress(SidecarError), sessions.told("looking"), closing(self._connect("postgres")) as connection:
+            now = sessions.activity(connection)
+            mib = (now.log - began) / (1 << 20)
+            clients = "1 client" if now.clients == 1 else f"{now.clients} clients"
+            self._progress(f"serving {clients}, {mib:.1f} MiB of log written", now.size, 0)
+
+    # --- save
+
+    def save(self) -> Mapping[str, Any]:
+        """Archive the database, and return as which bundle; where there is no destination, only stop it."""
+        stage, destination = self._stage, self._database.destination
+        if stage.step == OVER:
+            return {"destination": stage.notes.get("destination")}
+        if destination is None:
+            self._stop_serving()
+            if self._postmaster is not None and not self._postmaster.ended.is_set():
+                self._postmaster.stop(_SHUTDOWN)
+            stage.reach(OVER, destination=None)
+            return {"destination": None}
+        try:
+            if stage.step != STOPPED:
+                self._finish()
+            told = self._archive()
+        except NotSaved:
+            raise
+        except (PeerFailed, Unreachable, ConfigurationError, Corrupt, Stopped) as error:
+            raise NotSaved(f"database {self._database.name!r}: {error}") from error
+        stage.reach(OVER, destination=told)
+        return {"destination": told}
+
+    def _stop_serving(self) -> None:
+        """From here on a server that ends stays so."""
+        with self._serving:
+            self._wanted = False
+
+    def _finish(self) -> None:
+        """Shut the server down for good, with everything in the cluster; on the way, learn what it is."""
+        self._stop_serving()
+        with self._serving:
+            connection = self._still_there() or self._recover()
+            with closing(connection), sessions.told(f"finishing database {self._database.name!r}"):
+                self._write_configuration(CLOSED)
+                assert self._postmaster is not None
+                self._postmaster.reload()
+                sessions.end_clients(connection, self._closed.is_set)
+                names = sessions.databases(connection)
+                record = self._record(connection, names)
+                frozen = sessions.freeze(self._connect, names, self._database.freeze, self._say, self._closed.is_set)
+                self._say("checkpoint")
+                sessions.checkpoint(connection)
+            self._say("shutting down")
+            self._postmaster.stop(_SHUTDOWN)
+            control = read_control(self._stage.data)
+            if not control.is_clean:
+                raise PeerFailed(f"the cluster says of itself that it is {control.condition!r}, not 'shut down'; nothing is archived")
+            archive.check_whole(self._stage.data)
+            archive.write_record(self._stage.data, record, self._who)
+            self._stage.reach(STOPPED, frozen=frozen)
+
+    def _still_there(self) -> psycopg.Connection[Any] | None:
+        """Return a connection to the server, None where it is gone."""
+        if self._postmaster is None or self._postmaster.ended.is_set():
+            return None
+        try:
+            return self._connect("postgres")
+        except PeerFailed:
+            if self._postmaster.ended.wait(_CLOSING):
+                return None
+            raise
+
+    def _recover(self) -> psycopg.Connection[Any]:
+        """Begin the server again: what it has not written yet is in its log."""
+        self._stage.note(recovered=[*self._stage.notes.get("recovered", ()), "the server was not running when it was to be archived"])
+        self._stage.drop_ballast()
+        return self._begin()
+
+    def _record(self, connection: psycopg.Connection[Any], names: list[str]) -> dict[str, Any]:
+        control = read_control(self._stage.data)
+        notes = self._stage.notes
+        return {
+            "kind": PHYSICAL,
+            "major": self._major,
+            "system": str(control.system),
+            "checksums": control.checksums,
+            **sessions.facts(self._connect, self._major, names),
+            "prepared": sessions.prepared(connection),
+            "slots": sessions.slots(connection),
+            **{key: notes[key] for key in ("recovered", "upgraded_from") if notes.get(key)},
+        }
+
+    def _archive(self) -> dict[str, Any]:
+        stage, destination = self._stage, self._database.destination
+        assert destination is not None
+        control = read_control(stage.data)
+        if not control.is_clean:
+            raise PeerFailed(f"the cluster is {control.condition!r}, though it was shut down; nothing is archived")
+        scratch = self._database.verify == "restore"
+        bundle = archive.keep(
+            self._store,
+            stage.data,
+            control,
+            destination,
+            "" if scratch else destination.label,
+            contributor=self._options.contributor,
+            base=self._base(),
+            progress=self._progress,
+            cancelled=self._closed.is_set,
+        )
+        if scratch:
+            self._verify(bundle)
+            if destination.label:
+                self._store.set_label(destination.repo, destination.label, bundle.id, contributor=self._options.contributor)
+        if destination.bundle_id_file:
+            write_bundle_id(destination.bundle_id_file, bundle)
+        told = {"repo": bundle.repo, "label": destination.label, "bundle": bundle.id}
+        return {**told, "bytes": bundle.bytes, "stored": bundle.stored, "recovered": len(stage.notes.get("recovered") or ())}
+
+    def _base(self) -> Bundle | None:
+        """Return the bundle that the cluster was restored from: most of its pages are still that."""
+        source = self._stage.notes.get("source")
+        if self._source is None and isinstance(source, Mapping):
+            with suppress(SidecarError):
+                self._source = self._store.resolve(str(source["repo"]), bundle=str(source["bundle"]))
+        return self._source
+
+    def _say(self, what: str) -> None:
+        self._progress(what, 0, 0)
+
+    # --- close
+
+    def close(self) -> None:
+        """Make `ready` and `save` end soon, if they run, and shut the server down."""
+        self._closed.set()
+        # Not under the lock: whoever holds it may wait for a statement that ends with the server alone.
+        self._wanted = False
+        postmaster = self._postmaster
+        if postmaster is not None:
+            with suppress(SidecarError):
+                postmaster.stop(_CLOSING)
+        self._stage.release()
+
+
+def _free(path: str) -> int:
+    told = os.statvfs(path)
+    return told.f_bavail * told.f_frsize
+
+
+def _shared_memory() -> int:
+    try:
+        told = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return told.f_blocks * told.f_frsize
+
+
+def _read_password(path: str) -> str:
+    """Return the password in a file of one line; ConfigurationError where it is none that may be sent to every version."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            password = file.read(4096).rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"passwordFile {path}: it cannot be read: {getattr(error, 'strerror', None) or 'no text'}") from None
+    if not password or not password.isascii() or not password.isprintable():
+        raise ConfigurationError(f"passwordFile {path}: expected one line of printable ASCII")
+    return password

@@ -1,0 +1,284 @@
+"""What is said to a running server, as ADMIN: before clients are let in, while they are, and before it is shut down for good.
+
+Every connection here is ADMIN's own, commits each statement, and insists on its settings (see configuration.SESSION). Names are
+quoted by psycopg; nothing that a user or a bundle says becomes part of a statement as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from sidecar.batteries.postgres.configuration import ADMIN
+from sidecar.batteries.postgres.programs import Cancelled
+from sidecar.errors import ConfigurationError, PeerFailed
+from sidecar.store import Stopped
+from sidecar.values import value
+
+Connection = psycopg.Connection[Any]
+Connect = Callable[[str], Connection]
+
+# What roles and databases may have set for themselves that loads a library, or reads past damage.
+_DISARMED = (
+    "session_preload_libraries",
+    "local_preload_libraries",
+    "dynamic_library_path",
+    "extension_control_path",
+    "jit_provider",
+    "zero_damaged_pages",
+    "ignore_checksum_failure",
+)
+_LOOK = 0.05
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Within it, what the server refuses is PeerFailed and says at what. Never with the statement, which may hold a secret."""
+    try:
+        yield
+    except psycopg.Error as error:
+        problem = error.diag.message_primary or " ".join(str(error).split())
+        raise PeerFailed(f"{what}: {problem}") from None
+
+
+# --- before clients are let in -----------------------------------------------------------------------------------------
+
+
+def disarm(connection: Connection) -> list[str]:
+    """Take away what roles and databases of a bundle have set that loads libraries; return what it was."""
+    rows = connection.execute(
+        "SELECT d.datname, r.rolname, split_part(s.setting, '=', 1) FROM pg_db_role_setting c"
+        " LEFT JOIN pg_database d ON d.oid = c.setdatabase LEFT JOIN pg_roles r ON r.oid = c.setrole,"
+        " unnest(c.setconfig) AS s(setting) WHERE split_part(s.setting, '=', 1) = ANY(%s) OR r.rolname = %s",
+        [list(_DISARMED), ADMIN],
+    ).fetchall()
+    for database, role, name in rows:
+        connection.execute(sql.SQL("ALTER {} RESET {}").format(_whose(database, role), sql.Identifier(name)))
+    return [f"{name} of {' in '.join(filter(None, (role, database))) or 'all roles'}" for database, role, name in rows]
+
+
+def _whose(database: str | None, role: str | None) -> sql.Composable:
+    if role is None and database is not None:
+        return sql.SQL("DATABASE {}").format(sql.Identifier(database))
+    whose = sql.Identifier(role) if role is not None else sql.SQL("ALL")
+    if database is None:
+        return sql.SQL("ROLE {}").format(whose)
+    return sql.SQL("ROLE {} IN DATABASE {}").format(whose, sql.Identifier(database))
+
+
+def own(connection: Connection, owner: str, verifier: str | None, *, superuser: bool) -> None:
+    """Have the role that the application comes as: it may make databases; it is a superuser only where that is asked for.
+
+    Not CREATEROLE, which before version 16 is as good as a superuser: it may make itself a member of pg_execute_server_program.
+    `verifier` is what is kept of its password, None for none. ConfigurationError where it cannot be made an ordinary role.
+    """
+    name = sql.Identifier(owner)
+    row = connection.execute("SELECT oid, rolsuper FROM pg_roles WHERE rolname = %s", [owner]).fetchone()
+    if row is None:
+        connection.execute(sql.SQL("CREATE ROLE {}").format(name))
+    elif row[0] == 10 and not superuser:
+        problem = f"{owner!r} is the superuser that the bundle's cluster was made with"
+        raise ConfigurationError(f"{problem}; name another owner, or say superuser: true, for code it runs is the server's")
+    power = sql.SQL("SUPERUSER" if superuser else "NOSUPERUSER NOCREATEROLE NOREPLICATION NOBYPASSRLS")
+    connection.execute(sql.SQL("ALTER ROLE {} WITH LOGIN CREATEDB {} PASSWORD {}").format(name, power, sql.Literal(verifier)))
+
+
+def create_databases(connection: Connection, names: Sequence[str], owner: str) -> list[str]:
+    """Have these databases; return those that are new."""
+    there = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+    new = [name for name in dict.fromkeys(names) if name not in there]
+    for name in new:
+        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(owner)))
+    return new
+
+
+def give_default(connection: Connection, owner: str) -> None:
+    """Give the database `postgres` of a new cluster to the owner, who could make no table there otherwise (since 15)."""
+    connection.execute(sql.SQL("ALTER DATABASE postgres OWNER TO {}").format(sql.Identifier(owner)))
+
+
+def databases(connection: Connection) -> list[str]:
+    """Return the databases that can be connected to, by name."""
+    found = connection.execute("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname COLLATE \"C\"")
+    return [row[0] for row in found]
+
+
+def renew_collations(connect: Connect, major: int, names: Sequence[str], tell: Callable[[str], None]) -> list[str]:
+    """Build indexes again whose order is that of another version of a collation; return the collations, by database.
+
+    Where the library that sorts is another than the one that a bundle was made with, its indexes may not find what they hold.
+    """
+    renewed = []
+    for database in names:
+        with connect(database) as connection:
+            for oid, name in _moved(connection, major):
+                tell(f"database {database!r}: collation {name} has another version here; its indexes are built again")
+                _reindex(connection, oid)
+                if oid == _DEFAULT_COLLATION:
+                    refresh = sql.SQL("ALTER DATABASE {} REFRESH COLLATION VERSION").format(sql.Identifier(database))
+                else:
+                    refresh = sql.SQL("ALTER COLLATION {} REFRESH VERSION").format(sql.SQL(name))
+                connection.execute(refresh)
+                renewed.append(f"{database}: {name}")
+    return renewed
+
+
+_DEFAULT_COLLATION = 100  # the database's own
+
+
+def _moved(connection: Connection, major: int) -> list[tuple[int, str]]:
+    """Return the collations that are of another version than they were, by oid, with their quoted names."""
+    query = (
+        "SELECT oid, quote_ident(collnamespace::regnamespace::text) || '.' || quote_ident(collname) FROM pg_collation"
+        " WHERE collversion IS NOT NULL AND collversion IS DISTINCT FROM pg_collation_actual_version(oid)"
+        " AND oid IN (SELECT unnest(indcollation) FROM pg_index)"
+    )
+    found = list(connection.execute(query).fetchall())
+    if major >= 15:
+        query = (
+            "SELECT 1 FROM pg_database WHERE datname = current_database() AND datcollversion IS NOT NULL"
+            " AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid)"
+        )
+        if connection.execute(query).fetchone():
+            found.append((_DEFAULT_COLLATION, "default"))
+    return found
+
+
+def _reindex(connection: Connection, collation: int) -> None:
+    query = (
+        "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE %s = ANY(i.indcollation::oid[]) AND c.relkind = 'i' AND c.relpersistence <> 't'"
+    )
+    for schema, name in connection.execute(query, [collation]).fetchall():
+        connection.execute(sql.SQL("REINDEX INDEX {}").format(sql.Identifier(schema, name)))
+
+
+# --- while clients are in ----------------------------------------------------------------------------------------------
+
+
+@value
+class Activity:
+    """How a server is doing: clients connected, bytes of all databases, and where its log is (bytes since it was made)."""
+
+    clients: int
+    size: int
+    log: int
+
+
+def activity(connection: Connection) -> Activity:
+    """Return how a server is doing."""
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename <> %s),"
+        " (SELECT sum(pg_database_size(oid))::bigint FROM pg_database), (pg_current_wal_insert_lsn() - '0/0')::bigint",
+        [ADMIN],
+    ).fetchone()
+    assert row is not None
+    return Activity(*row)
+
+
+# --- before it is shut down for good -----------------------------------------------------------------------------------
+
+
+def end_clients(connection: Connection, cancelled: Cancelled) -> int:
+    """End every session but ADMIN's, and return, once there is none, how many there were. New ones are not let in by now."""
+    ended: set[int] = set()
+    never = threading.Event()
+    while True:
+        rows = connection.execute(
+            "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        ).fetchall()
+        if not rows:
+            return len(ended)
+        ended |= {row[0] for row in rows}
+        if cancelled():
+            raise Stopped("told to stop while clients were ended")
+        never.wait(_LOOK)
+
+
+def prepared(connection: Connection) -> list[str]:
+    """Return the transactions that were prepared and neither committed nor rolled back. They are archived as they are."""
+    return [row[0] for row in connection.execute("SELECT gid FROM pg_prepared_xacts ORDER BY gid")]
+
+
+def slots(connection: Connection) -> list[str]:
+    """Return the replication slots. No archive holds them: what they wait for is log that none holds either."""
+    return [row[0] for row in connection.execute("SELECT slot_name FROM pg_replication_slots ORDER BY slot_name")]
+
+
+def freeze(connect: Connect, names: Sequence[str], policy: str, tell: Callable[[str], None], cancelled: Cancelled) -> int:
+    """Freeze tables by policy (`auto`, `always`, `never`), so that reading them later changes no page; return how many.
+
+    `auto` takes those of which less than half is all-visible: new ones, loaded and never looked at. One that was
+    frozen and then changed here and there is left alone, as freezing it again would change more pages than it saves.
+    """
+    if policy == "never":
+        return 0
+    frozen = 0
+    for database in names:
+        with connect(database) as connection:
+            tables = connection.execute(_UNFROZEN, [policy == "always"]).fetchall()
+            for schema, table in tables:
+                if cancelled():
+                    raise Stopped("told to stop while tables were frozen")
+                tell(f"freezing {schema}.{table} of database {database!r}")
+                connection.execute(sql.SQL("VACUUM (FREEZE) {}").format(sql.Identifier(schema, table)))
+                frozen += 1
+    return frozen
+
+
+_UNFROZEN = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'pg_catalog' AND n.nspname NOT LIKE 'pg_toast%%'
+AND pg_relation_size(c.oid) > 0
+AND (%s OR c.relallvisible < pg_relation_size(c.oid) / current_setting('block_size')::int / 2.0)
+ORDER BY pg_relation_size(c.oid) DESC"""
+
+
+def checkpoint(connection: Connection) -> None:
+    """Have all that is in memory written: what is left for the shutdown is little."""
+    connection.execute("CHECKPOINT")
+
+
+def facts(connect: Connect, major: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return what a bundle records of its cluster: the same for the same content, whenever it is asked."""
+    with connect(names[0]) as connection:
+        version = connection.execute("SHOW server_version").fetchone()
+    told: dict[str, Any] = {"version": str(version[0]).split()[0] if version else "", "databases": {}}
+    for database in names:
+        with connect(database) as connection:
+            row = connection.execute(
+                "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database WHERE datname = current_database()"
+            ).fetchone()
+            assert row is not None
+            extensions = connection.execute('SELECT extname, extversion FROM pg_extension ORDER BY extname COLLATE "C"').fetchall()
+            told["databases"][database] = {
+                "encoding": row[0],
+                "collate": row[1],
+                "ctype": row[2],
+                "extensions": dict(extensions),
+                "collations": _versions(connection, major),
+            }
+    return told
+
+
+def _versions(connection: Connection, major: int) -> dict[str, str]:
+    """Return the versions of the collations that indexes are ordered by."""
+    found = dict(
+        connection.execute(
+            "SELECT collname, collversion FROM pg_collation"
+            " WHERE collversion IS NOT NULL AND oid IN (SELECT unnest(indcollation) FROM pg_index)"
+            ' ORDER BY collname COLLATE "C"'
+        ).fetchall()
+    )
+    if major >= 15:
+        row = connection.execute("SELECT datcollversion FROM pg_database WHERE datname = current_database()").fetchone()
+        if row and row[0]:
+            found["default"] = row[0]
+    return found
