@@ -1,18 +1,19 @@
 """A YAML document as sections, each value with its file and line.
 
 Values are read as they are written, whatever YAML would make of them: the label `1.10` stays `1.10`, the message `on` stays
-`on`. `null`, `~` and nothing are "not given". Only the nodes are composed, nothing is constructed and nothing is expanded, so a
-document costs what its text costs: aliases are worth one node each. Documents above LIMIT characters are refused unread.
+`on`. `null`, `~` and nothing are "not given", in lists and mappings too. Only the nodes are composed, nothing is constructed and
+nothing is expanded, so a document costs what its text costs: aliases are worth one node each. Documents above LIMIT characters
+are refused unread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import yaml
 
 from sidecar.errors import Fault
-from sidecar.parameters.settings import Field, Section, Setting, unknown
+from sidecar.parameters.settings import Field, Section, Setting, join, unknown
 
 ReadFile = Callable[[str], str]
 """Returns the text of the file at a path; OSError or UnicodeDecodeError where it cannot."""
@@ -77,45 +78,76 @@ class Document:
         return None
 
     def _fill(self, section: Section, node: yaml.Node, fields: Sequence[Field], prefix: str) -> None:
-        keys = [each.key.removeprefix(prefix) for each in fields if each.key.startswith(prefix)]
-        known = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+        inner = {each.key.removeprefix(prefix): each for each in fields if each.key.startswith(prefix)}
+        known = list(dict.fromkeys(key.partition(".")[0] for key in inner))
         for name, value in self._known(node, known).items():
-            if name not in keys:
+            if name not in inner:
                 self._fill(section, value, fields, f"{prefix}{name}.")
             else:
-                spelled = prefix + name
-                section.put(Setting(spelled, self._scalar(value, spelled), self.where(value), spelled), self._faults)
+                key = prefix + name
+                section.put(Setting(key, self._text(value, inner[name]), self.where(value), key), self._faults)
+
+    def _text(self, node: yaml.Node, field: Field) -> str:
+        """Return a value as the other ways have it."""
+        if field.kind == "words":
+            return join(self._words(node, field.key))
+        if field.kind == "pairs":
+            return join(self._pairs(node, field.key))
+        return self._scalar(node, field.key) or ""
+
+    def _words(self, node: yaml.Node, key: str) -> Iterator[str]:
+        """Yield the items of a list of single values; a single value is a list of one."""
+        if isinstance(node, yaml.SequenceNode):
+            words = (self._scalar(item, key) for item in node.value)
+            yield from (word for word in words if word is not None)
+        elif isinstance(node, yaml.MappingNode):
+            self._fault(node, key, "expected a list, or a single value")
+        elif word := self._scalar(node, key):
+            yield word
+
+    def _pairs(self, node: yaml.Node, key: str) -> Iterator[str]:
+        """Yield NAME=VALUE of each entry of a mapping."""
+        for at, name, value in self._entries(node, key, "expected a mapping, each line of it NAME: VALUE"):
+            if not name or "=" in name:
+                self._fault(at, key, f"expected a name without '=', not {name!r}" if name else "expected a name")
+            elif (text := self._scalar(value, f"{key}.{name}")) is not None:
+                yield f"{name}={text}"
 
     def _known(self, node: yaml.Node, known: Sequence[str]) -> Entries:
-        """Return the entries of a mapping whose keys are known; a fault for each other, and for each key that comes twice."""
-        if _is_null(node):
-            return {}
-        if not isinstance(node, yaml.MappingNode):
-            self._fault(node, "", f"expected a mapping with the keys {', '.join(known)}")
-            return {}
+        """Return the entries of a mapping whose keys are known; a fault for each other."""
         found: Entries = {}
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
-            if name in lines:
-                self._fault(key, name, f"given twice, first in line {lines[name]}")
-            elif name == "<<":
-                self._fault(key, name, "merging is not supported: expected the keys themselves")
-            elif name not in known:
-                self._fault(key, name, unknown("key", name, known))
+        for at, name, value in self._entries(node, "", f"expected a mapping with the keys {', '.join(known)}"):
+            if name not in known:
+                self._fault(at, name, unknown("key", name, known))
             else:
                 found[name] = value
-            lines.setdefault(name, key.start_mark.line + 1)
         return found
 
-    def _scalar(self, node: yaml.Node, key: str) -> str:
-        if isinstance(node, yaml.ScalarNode):
-            if node.tag in _PLAIN:
-                return str(node.value)
-            if _is_null(node):
-                return ""
-        self._fault(node, key, "expected a single value")
-        return ""
+    def _entries(self, node: yaml.Node, key: str, expected: str) -> Iterator[tuple[yaml.Node, str, yaml.Node]]:
+        """Yield each key of a mapping, its name ("" where it has none), and its value; a fault for one that comes twice."""
+        if _is_null(node):
+            return
+        if not isinstance(node, yaml.MappingNode):
+            self._fault(node, key, expected)
+            return
+        lines: dict[str, int] = {}
+        for at, value in node.value:
+            name = str(at.value) if isinstance(at, yaml.ScalarNode) else ""
+            if name in lines:
+                self._fault(at, name, f"given twice, first in line {lines[name]}")
+            elif name == "<<":
+                self._fault(at, name, "merging is not supported: expected the keys themselves")
+            else:
+                yield at, name, value
+            lines.setdefault(name, at.start_mark.line + 1)
+
+    def _scalar(self, node: yaml.Node, key: str) -> str | None:
+        """Return a single value, None where it is not given; a fault, and None, where it is no single one."""
+        if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN:
+            return str(node.value)
+        if not _is_null(node):
+            self._fault(node, key, "expected a single value")
+        return None
 
     def _fault(self, node: yaml.Node, key: str, problem: str) -> None:
         self._faults.append(Fault(self.where(node), key, problem))

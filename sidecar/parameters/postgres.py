@@ -1,23 +1,39 @@
 """What a user says of the postgres battery, from every place where it can be said, as PostgresOptions.
 
-    flags         -c -s -V and the YAML file's path
-    environment   dm_pg_opts (c S V t n e) and dm_pg_db_<name> (p m l r sl sr sb, dd o dif);
+    flags         -c -s -V --user --trust and the YAML file's path
+    environment   dm_pg_opts (c S V t n e u) and dm_pg_db_<name> (p m l r sl sr sb, dd o dif, db set is a u f v su tr pf pv lc);
                   SIDECAR_GLOBALOPTS_<KEY> and SIDECAR_DATABASE_<KEY>, the keys being those of the YAML in capitals, with or
                   without _ between their words: SIDECAR_GLOBALOPTS_COORDPOINT, SIDECAR_GLOBALOPTS_COORD_POINT
     file          YAML at SIDECAR_CONFIG, else at /config/pgparams.yaml where there is one
     defaults      /tmp/coord; one database db on port 5432 in /pg_stage, of the user postgres
 
+of a database's server, in YAML and as dm_pg_db_<name>:
+    databases db       the databases that are created in it where they are missing, a list
+    settings set       settings of the server, NAME: VALUE; in variables NAME=VALUE NAME='VALUE with spaces'
+    initScripts is     paths of SQL scripts that run once, where the cluster is created, a list
+    archive a          physical or logical
+    upgrade u          never, check or auto: what becomes of a source of another major version
+    freeze f           auto, always or never
+    verify v           pages or restore
+    superuser su       whether the owner is one
+    trust tr           whether clients need no password
+    passwordFile pf    the path of a file that holds the owner's password
+    pgVersion pv       the major version, 12 to 18; 0 is the one that is found
+    locale lc          of a cluster that is created; C.UTF-8 without it
+
 The strongest comes first, and counts value by value. (The script of old let the file replace the environment; here it is the
 other way round, as everywhere else.) SIDECAR_DATABASE_* are of the file's `database`, which SIDECAR_DATABASE_NAME renames; beside
-a list `databases`, SIDECAR_DATABASE_NAME says which one is meant.
+a list `databases`, SIDECAR_DATABASE_NAME says which one is meant. Two things may be said of all databases at once: --trust, which
+is stronger than what is said of one, and ignorePGVersionMismatch, which is `upgrade: auto` for those that say nothing of it.
 
 The rules: ports differ, data directories do not lie in each other; a source has a repository and not both a label and a bundle id
 (the latest where it has neither); a destination has a repository and a message. Without a source a database is created empty;
-without a destination it is not saved.
+without a destination it is not saved. What the battery has to decide itself is no setting: see _OWNED.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,14 +61,21 @@ from sidecar.parameters.settings import (
 CONFIG = "/config/pgparams.yaml"
 # What the pod's other participants say lies in the coordination directory under these names; a database's folder is there too.
 _RESERVED = ("mountdone", "initupload", "uploaddone")
+# The superuser that the battery has for itself in every cluster.
+ADMIN = "sidecar"
+# NAMEDATALEN and LOCALE_NAME_BUFLEN, without the zero; a user's name is what useradd takes.
+_SQL_NAME, _LOCALE, _USER = 63, 127, 32
+_MAJORS = range(12, 19)
 
 
 @dataclass(frozen=True)
 class Database:
     """One database server: its cluster lies in `data_dir` (dataDir/name) and listens on `port`.
 
-    The paths of `source` and `destination` are `data_dir`; None is created empty, or not saved. `owner` is a superuser that is
-    made where the cluster is created.
+    The paths of `source` and `destination` are `data_dir`; None is created empty, or not saved. `owner` is the role that owns
+    `databases`, which are created where they are missing. `init_scripts` are paths of SQL scripts that run where the cluster is
+    created. `settings` are the server's, (name, value) in order of name. `major` 0 is the version that is found, `locale` ""
+    is C.UTF-8, and `password_file` "" leaves it to the battery to make a password.
     """
 
     name: str
@@ -61,6 +84,18 @@ class Database:
     owner: str = "postgres"
     source: Source | None = None
     destination: Destination | None = None
+    databases: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    init_scripts: tuple[str, ...] = ()
+    archive: str = "physical"
+    upgrade: str = "never"
+    freeze: str = "auto"
+    verify: str = "pages"
+    superuser: bool = False
+    trust: bool = False
+    password_file: str = ""
+    major: int = 0
+    locale: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +103,8 @@ class PostgresOptions:
     """What the postgres battery does. `contributor` is "Name <email>" or ""; databases stand in the order of their names.
 
     `stay_seconds` is how long it stays where `stay` is asked for. `ignore_version`: a source of another major version of
-    Postgres is no error.
+    Postgres is no error; what that makes of a database stands in its `upgrade`. `user` is the account that servers run as where
+    the battery itself is root.
     """
 
     coordination: str
@@ -77,17 +113,103 @@ class PostgresOptions:
     ignore_version: bool = False
     contributor: str = ""
     databases: tuple[Database, ...] = ()
+    user: str = "postgres"
 
 
 @dataclass(frozen=True)
 class PostgresFlags:
-    """What stands on the command line: -c, -s, -V, and the path of the YAML file; "" is not given."""
+    """What stands on the command line: -c, -s, -V, the path of the YAML file, --user, and --trust; "" is not given."""
 
     coordination: str = ""
     stay: bool = False
     ignore_version: bool = False
     config: str = ""
+    user: str = ""
+    trust: bool = False
 
+
+# --- what a value may be -------------------------------------------------------------------------------------------
+
+# Settings that a user does not have, and why.
+_WHERE_IT_LISTENS = "the battery decides where a server listens"
+_WHERE_FILES_ARE = "the battery decides where a server's files are"
+_WHO_MAY_CONNECT = "the battery decides who may connect"
+_LOG = "the battery reads what a server writes to its standard error"
+_OWNED = {
+    "listen_addresses": _WHERE_IT_LISTENS,
+    "port": "it is the database's pgPort",
+    "unix_socket_directories": _WHERE_IT_LISTENS,
+    "unix_socket_permissions": _WHO_MAY_CONNECT,
+    "unix_socket_group": _WHO_MAY_CONNECT,
+    "hba_file": _WHO_MAY_CONNECT,
+    "ident_file": _WHO_MAY_CONNECT,
+    "config_file": _WHERE_FILES_ARE,
+    "data_directory": "it is the database's dataDir and name",
+    "external_pid_file": _WHERE_FILES_ARE,
+    "logging_collector": _LOG,
+    "log_destination": _LOG,
+    "ssl_passphrase_command": "a server listens to its own pod alone and has no key with a passphrase",
+}
+# Without these a committed row may be lost.
+_ALWAYS_ON = ("fsync", "full_page_writes")
+
+
+def sql_name(value: str) -> str:
+    """Return a name as SQL has it between double quotes."""
+    if not 0 < len(of.text(value).encode()) <= _SQL_NAME:
+        raise ValueError(f"expected a name of 1 to {_SQL_NAME} bytes, not {value!r}")
+    return value
+
+
+def role(value: str) -> str:
+    """Return the name of a role that is not Postgres's or the battery's own."""
+    if value == ADMIN:
+        raise ValueError(f"the battery itself is the role {ADMIN!r}: expected another name")
+    if value in ("public", "none") or value.startswith("pg_"):
+        raise ValueError(f"Postgres keeps the name {value!r} for itself: expected another, one that does not begin with 'pg_'")
+    return sql_name(value)
+
+
+def server_setting(value: str) -> tuple[str, str]:
+    """Return the name of a server's setting, in small letters, and its value, given NAME=VALUE."""
+    given, text = of.pair(value)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", given):
+        raise ValueError(f"expected the name of a setting, such as work_mem or auto_explain.log_timing, not {given!r}")
+    name = given.lower()
+    if name in _OWNED:
+        raise ValueError(f"{name} cannot be set: {_OWNED[name]}")
+    if name in _ALWAYS_ON and text != "on":
+        raise ValueError(f"{name} stays on, or a row that was committed could be lost: expected 'on', not {text!r}")
+    if any(c in "\r\n" for c in of.message(text)):
+        raise ValueError(f"expected a value of one line for {name}, not {text!r}")
+    return name, text
+
+
+def user(value: str) -> str:
+    """Return the name of an account that is not root's."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]*", value) or len(value) > _USER:
+        raise ValueError(f"expected the name of a user, at most {_USER} of a-z, 0-9, _ and -, not {value!r}")
+    if value == "root":
+        raise ValueError("root never runs a server: expected another user")
+    return value
+
+
+def major(value: str) -> int:
+    """Return a major version of Postgres, 0 for the one that is found."""
+    if value not in {str(each) for each in (0, *_MAJORS)}:
+        expected = f"expected a major version of Postgres from {_MAJORS[0]} to {_MAJORS[-1]}, or 0 for the one that is found"
+        raise ValueError(f"{expected}, not {value!r}")
+    return int(value)
+
+
+def locale(value: str) -> str:
+    """Return the name of a locale."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", value) or len(value) > _LOCALE:
+        raise ValueError(f"expected the name of a locale, such as C.UTF-8 or en_US.UTF-8, not {value!r}")
+    return value
+
+
+# --- the fields ----------------------------------------------------------------------------------------------------
 
 POD = (
     Field("coordPoint", "c", of.path, "-c", default="/tmp/coord"),
@@ -96,6 +218,7 @@ POD = (
     Field("ignorePGVersionMismatch", "V", of.boolean, "-V", default="false", switch=True),
     Field("contributor.name", "n", of.text),
     Field("contributor.email", "e", of.email),
+    Field("user", "u", user, "--user", default="postgres"),
     Field("pollInterval", "", of.text, ignored="nothing is polled by the second"),
 )
 _SOURCE = (
@@ -112,9 +235,21 @@ _DESTINATION = (
 DATABASE = (
     Field("pgPort", "p", of.port, default="5432"),
     Field("dataDir", "dd", of.path, default="/pg_stage"),
-    Field("owner", "o", of.text, default="postgres"),
+    Field("owner", "o", role, default="postgres"),
     *_SOURCE,
     *_DESTINATION,
+    Field("databases", "db", sql_name, kind="words"),
+    Field("settings", "set", server_setting, kind="pairs"),
+    Field("initScripts", "is", of.file_path, kind="words"),
+    Field("archive", "a", of.choice("physical", "logical"), default="physical"),
+    Field("upgrade", "u", of.choice("never", "check", "auto"), default="never"),
+    Field("freeze", "f", of.choice("auto", "always", "never"), default="auto"),
+    Field("verify", "v", of.choice("pages", "restore"), default="pages"),
+    Field("superuser", "su", of.boolean, default="false", switch=True),
+    Field("trust", "tr", of.boolean, "--trust", default="false", switch=True),
+    Field("passwordFile", "pf", of.file_path),
+    Field("pgVersion", "pv", major, default="0"),
+    Field("locale", "lc", locale),
 )
 _NAME = Field("name", "", of.thing_name)
 _SOURCE_KEYS = [each.key for each in _SOURCE]
@@ -132,7 +267,7 @@ def postgres_options(flags: PostgresFlags, environment: Mapping[str, str], read_
     file = _file(flags.config, environment.get("SIDECAR_CONFIG", ""), read_file, faults)
     _put_all(_capitals(environment, "SIDECAR_GLOBALOPTS_", POD, faults), variables.pod, faults)
     _place(single, variables, file, faults)
-    return _configured((_flags(flags, faults), variables, file.layer), faults)
+    return _configured((_flags(flags, faults), variables, file.layer), faults, _of_all(flags))
 
 
 def postgres_document(text: str, name: str) -> Configured[PostgresOptions]:
@@ -141,7 +276,7 @@ def postgres_document(text: str, name: str) -> Configured[PostgresOptions]:
     file = _document(text, name, faults)
     variables = Layer(Section("environment", "key"))
     _place(Section("environment", "key"), variables, file, faults)
-    return _configured((variables, file.layer), faults)
+    return _configured((variables, file.layer), faults, {})
 
 
 # --- the places ----------------------------------------------------------------------------------------------------
@@ -162,11 +297,17 @@ def _flags(flags: PostgresFlags, faults: list[Fault]) -> Layer:
         "coordPoint": flags.coordination,
         "sleepInsteadOfExit": "true" if flags.stay else "",
         "ignorePGVersionMismatch": "true" if flags.ignore_version else "",
+        "user": flags.user,
     }
     spelled = {each.key: each.flag for each in POD}
     for key, value in given.items():
         layer.pod.put(Setting(key, value, spelled[key]), faults)
     return layer
+
+
+def _of_all(flags: PostgresFlags) -> dict[str, Setting]:
+    """Return what flags say of every database; it is stronger than what is said of one."""
+    return {"trust": Setting("trust", "true", "--trust")} if flags.trust else {}
 
 
 def _capitals(environment: Mapping[str, str], prefix: str, fields: Sequence[Field], faults: list[Fault]) -> Section:
@@ -247,13 +388,13 @@ def _name_of(section: Section) -> str:
 # --- the options ---------------------------------------------------------------------------------------------------
 
 
-def _configured(layers: Sequence[Layer], faults: list[Fault]) -> Configured[PostgresOptions]:
+def _configured(layers: Sequence[Layer], faults: list[Fault], of_all: Mapping[str, Setting]) -> Configured[PostgresOptions]:
     notes: list[str] = []
     pod = read(merge([layer.pod for layer in layers]), POD, "", notes, faults)
-    databases = {
-        name: read(section, DATABASE, f"databases.{name}.", notes, faults)
-        for name, section in merge_named(layers, faults).items()
-    }
+    sections = merge_named(layers, faults)
+    for section in sections.values():
+        section.given = {**_implied(pod), **section.given, **of_all}
+    databases = {name: read(section, DATABASE, f"databases.{name}.", notes, faults) for name, section in sections.items()}
     options = PostgresOptions(
         coordination=pod["coordPoint"],
         stay=pod["sleepInsteadOfExit"],
@@ -261,11 +402,20 @@ def _configured(layers: Sequence[Layer], faults: list[Fault]) -> Configured[Post
         ignore_version=pod["ignorePGVersionMismatch"],
         contributor=contributor(pod, faults),
         databases=tuple(_database(name, values, notes, faults) for name, values in databases.items()),
+        user=pod["user"],
     )
     _check_databases(databases, faults)
     of.raise_any(faults)
     settings = (*pod.settings, *(each for values in databases.values() for each in values.settings))
     return Configured(options, settings, tuple(notes))
+
+
+def _implied(pod: Values) -> dict[str, Setting]:
+    """Return what is said of the pod and means something for a database that says nothing of it."""
+    if pod["ignorePGVersionMismatch"] is not True:
+        return {}
+    given = pod.section.given["ignorePGVersionMismatch"]
+    return {"upgrade": Setting("upgrade", "auto", given.where, given.spelled)}
 
 
 def _database(name: str, values: Values, notes: list[str], faults: list[Fault]) -> Database:
@@ -277,7 +427,30 @@ def _database(name: str, values: Values, notes: list[str], faults: list[Fault]) 
         faults.append(Fault(values.section.where, "name", problem))
     if source is None and destination is None:
         notes.append(f"database {name!r} has neither a source nor a destination: it is created empty and not saved")
-    return Database(name, values["pgPort"], data_dir, values["owner"], source, destination)
+    if source and values["initScripts"]:
+        notes.append(f"database {name!r} has a source: initScripts are not run, nothing is created")
+    if values["trust"] is True and values["passwordFile"]:
+        notes.append(f"database {name!r} asks for no password: passwordFile is not needed")
+    return Database(
+        name,
+        values["pgPort"],
+        data_dir,
+        values["owner"],
+        source,
+        destination,
+        databases=tuple(values["databases"]),
+        settings=tuple(values["settings"]),
+        init_scripts=tuple(values["initScripts"]),
+        archive=values["archive"],
+        upgrade=values["upgrade"],
+        freeze=values["freeze"],
+        verify=values["verify"],
+        superuser=values["superuser"],
+        trust=values["trust"],
+        password_file=values["passwordFile"],
+        major=values["pgVersion"],
+        locale=values["locale"],
+    )
 
 
 def _data_dir(name: str, values: Values) -> str:

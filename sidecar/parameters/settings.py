@@ -5,6 +5,10 @@ A *field* is one thing that can be set; it has a spelling in each way of configu
 flags, environment, file, defaults. An empty value is the same as none: the writers of old wrote every key. Label and bundle id
 are one choice: who gives either is not completed with the other from a weaker place.
 
+A value is one text in each of the ways. A list, or a mapping, is words as a POSIX shell splits them, with quotes and without
+anything that a shell would do besides; those of YAML become that text. It counts as one value: a stronger list replaces a
+weaker one.
+
 A fault never stops the reading. It is appended to a list, so that a user sees all of them at once.
 """
 
@@ -24,9 +28,12 @@ from sidecar.errors import Fault, ParametersError
 
 Options = TypeVar("Options")
 Dialect = Literal["flag", "code", "key"]
+Kind = Literal["one", "words", "pairs"]
 
 # What Linux takes, in bytes.
 PATH_LIMIT = 4095
+# Of a list, in characters: what Linux takes of one variable. YAML could ask for any number of them by few aliases.
+WORDS_LIMIT = 1 << 17
 CHOICES = (frozenset({"srcLabel", "srcBundle"}),)
 
 
@@ -59,7 +66,8 @@ class Field:
     """One thing that can be set.
 
     `key` is its name in YAML (dotted where it lies deeper), `code` in a serialized dictionary, `flag` on a command line.
-    `read` returns the value that a text stands for, or raises ValueError saying what was expected.
+    `read` returns the value that a text stands for, or raises ValueError saying what was expected. `kind`: it is that text, or a
+    list of "words", each of them different, or of "pairs", words NAME=VALUE of which `read` makes (name, value).
     """
 
     key: str
@@ -71,10 +79,21 @@ class Field:
     switch: bool = False
     # What is read and does nothing here; the note says why.
     ignored: str = ""
+    kind: Kind = "one"
 
     def spelled(self, dialect: Dialect) -> str:
         """Return its name in `dialect`."""
         return {"flag": self.flag, "code": self.code, "key": self.key}[dialect] or self.key
+
+    def value(self, text: str) -> Any:
+        """Return the value that a text stands for: a tuple of the words in their order, or of the pairs in that of their names.
+
+        ValueError with an argument for each thing that was expected.
+        """
+        if self.kind == "one":
+            return self.read(text)
+        items = _read_words(text, self.read)
+        return tuple(sorted(items) if self.kind == "pairs" else items)
 
 
 @dataclass
@@ -172,9 +191,9 @@ def read(section: Section, fields: Iterable[Field], prefix: str, notes: list[str
         if not value:
             continue
         try:
-            values[each.key] = value = each.read(setting.value)
+            values[each.key] = value = each.value(setting.value)
         except ValueError as error:
-            faults.append(Fault(setting.where, setting.spelled, str(error)))
+            faults.extend(Fault(setting.where, setting.spelled, str(problem)) for problem in error.args)
         if each.ignored:
             notes.append(f"{setting.where}: {setting.spelled} is ignored: {each.ignored}")
         settings.append(Setting(prefix + each.key, _shown(value), setting.where, setting.spelled))
@@ -240,8 +259,58 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return shlex.join(value)
+        return shlex.join(each if isinstance(each, str) else "=".join(each) for each in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- lists and mappings --------------------------------------------------------------------------------------------
+
+
+def join(words: Iterable[str]) -> str:
+    """Return words as one text, as a shell splits it; of too many, no more than make it too long."""
+    taken, length = [], 0
+    for word in words:
+        taken.append(word)
+        length += len(word)
+        if length > WORDS_LIMIT:
+            break
+    return shlex.join(taken)
+
+
+def split(value: str) -> list[str]:
+    """Return the words of a text as a POSIX shell splits it. Nothing is evaluated."""
+    if len(value) > WORDS_LIMIT:
+        raise ValueError(f"expected at most {WORDS_LIMIT} characters, not {len(value)}")
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {str(error).lower()} in {value!r}") from None
+
+
+def pair(value: str) -> tuple[str, str]:
+    """Return the two sides of NAME=VALUE."""
+    name, equals, text = value.partition("=")
+    if not name or not equals:
+        raise ValueError(f"expected NAME=VALUE, not {value!r}")
+    return name, text
+
+
+def _read_words(text: str, read: Callable[[str], Any]) -> list[Any]:
+    found: dict[str, Any] = {}
+    problems = []
+    for word in split(text):
+        try:
+            item = read(word)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        name = item if isinstance(item, str) else item[0]
+        if name in found:
+            problems.append(f"{name!r} is given twice: expected it once")
+        found[name] = item
+    if problems:
+        raise ValueError(*problems)
+    return list(found.values())
 
 
 # --- what a value may be: each returns it, or raises ValueError saying what was expected ----------------------------
@@ -275,6 +344,9 @@ def path(value: str) -> str:
     """Return an absolute path, normalized."""
     if any(unicodedata.category(c) == "Cc" for c in value):
         raise ValueError(f"expected a path without control characters, not {value!r}")
+    if any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in value):
+        # Others of these stand for the bytes of a path that is no UTF-8.
+        raise ValueError(f"expected a path that a file may have, not {value!r}")
     if len(value) > PATH_LIMIT:
         raise ValueError(f"expected a path of at most {PATH_LIMIT} characters, not {len(value)}")
     if not value.startswith("/"):
@@ -337,6 +409,17 @@ def port(value: str) -> int:
     if not (value.isascii() and value.isdecimal() and len(value) < 8 and 0 < int(value) < 65536):
         raise ValueError(f"expected a port number from 1 to 65535, not {value!r}")
     return int(value)
+
+
+def choice(*known: str) -> Callable[[str], str]:
+    """Return what reads one of the words `known`."""
+
+    def one(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"expected {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+        return value
+
+    return one
 
 
 def seconds(value: str) -> int:
