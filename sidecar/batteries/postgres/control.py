@@ -27,8 +27,11 @@ STATES = (
     "in production",
 )  # DBState
 
-# pg_control_version of 12, of 13 to 16, of 17, of 18, and where the checksum is: 18 has a field more before it.
-_CHECKSUM_AT = {1201: 288, 1300: 288, 1700: 288, 1800: 292}
+# pg_control_version of 12, of 13 to 16, of 17, of 18, and where the nonce and the checksum are: 18 has a byte more before them.
+_PLACES = {1201: (256, 288), 1300: (256, 288), 1700: (256, 288), 1800: (257, 292)}
+_NONCE = 32  # bytes
+_LOG_PAGE = 8192  # XLOG_BLCKSZ; its pages begin with XLogPageHeaderData, the first one of a segment with XLogLongPageHeaderData
+_LONG_HEADER = 0x0002
 _CASTAGNOLI = 0x82F63B78  # reversed, as pg_crc32c has it
 
 
@@ -38,7 +41,12 @@ class Malformed(ValueError):
 
 @value
 class Control:
-    """What a control file says, as far as it matters here. `checksums`: whether pages carry any."""
+    """What a control file says, as far as it matters here. `checksums`: whether pages carry any.
+
+    `relation_segment`: how many blocks there are in each file of a relation. `nonce` is what a server makes up a salt with for
+    users that there are not. `max_*` are the settings of its last run: max_connections, max_worker_processes,
+    max_wal_senders, max_prepared_transactions, max_locks_per_transaction. A standby, or recovery from an archive, wants as many.
+    """
 
     system: int
     version: int
@@ -49,6 +57,13 @@ class Control:
     block: int
     segment: int
     checksums: bool
+    relation_segment: int
+    max_connections: int
+    max_workers: int
+    max_senders: int
+    max_prepared: int
+    max_locks: int
+    nonce: bytes
 
     @property
     def is_clean(self) -> bool:
@@ -63,7 +78,19 @@ class Control:
     @property
     def redo_segment(self) -> str:
         """The name of the file in pg_wal that holds the last checkpoint: the one that a clean cluster needs to start."""
-        number = self.redo // self.segment
+        return self._segment_name(self.redo // self.segment)
+
+    @property
+    def log_segments(self) -> tuple[str, ...]:
+        """The names of all the files in pg_wal that a clean cluster needs: that one, and the next where its record may go on.
+
+        A checkpoint's record takes some hundred bytes, so it does that only from the last page of a segment.
+        """
+        number, offset = divmod(self.redo, self.segment)
+        goes_on = offset >= self.segment - _LOG_PAGE
+        return tuple(map(self._segment_name, range(number, number + 1 + goes_on)))
+
+    def _segment_name(self, number: int) -> str:
         each = (1 << 32) // self.segment
         return f"{self.timeline:08X}{number // each:08X}{number % each:08X}"
 
@@ -73,14 +100,15 @@ def decode_control(data: bytes) -> Control:
     if len(data) != SIZE:
         raise Malformed(f"it has {len(data)} bytes, not {SIZE}")
     system, version, catalog, state = struct.unpack_from("<QIII", data)
-    if version not in _CHECKSUM_AT:
+    if version not in _PLACES:
         raise Malformed(f"its version {version} is not one of PostgreSQL 12 to 18")
-    at = _CHECKSUM_AT[version]
-    (said,) = struct.unpack_from("<I", data, at)
-    if said != crc32c(data[:at]):
+    nonce_at, checksum_at = _PLACES[version]
+    (said,) = struct.unpack_from("<I", data, checksum_at)
+    if said != crc32c(data[:checksum_at]):
         raise Malformed("its checksum is not that of its content")
     redo, timeline = struct.unpack_from("<QI", data, 40)
-    block, segment = (struct.unpack_from("<I", data, offset)[0] for offset in (216, 228))
+    limits = struct.unpack_from("<5i", data, 180)
+    block, relation_segment, _, segment = struct.unpack_from("<4I", data, 216)
     (checksums,) = struct.unpack_from("<I", data, 252)
     if state >= len(STATES):
         raise Malformed(f"its state {state} is none")
@@ -88,7 +116,41 @@ def decode_control(data: bytes) -> Control:
         raise Malformed(f"segments of {segment} bytes are impossible")
     if block & (block - 1) or not 1 << 10 <= block <= 1 << 15:
         raise Malformed(f"blocks of {block} bytes are impossible")
-    return Control(system, version, catalog, state, redo, timeline, block, segment, bool(checksums))
+    if not relation_segment or min(limits) < 0:
+        raise Malformed(f"{relation_segment} blocks in a file, or limits of {limits}, are impossible")
+    nonce = data[nonce_at : nonce_at + _NONCE]
+    return Control(
+        system, version, catalog, state, redo, timeline, block, segment, bool(checksums), relation_segment, *limits, nonce
+    )
+
+
+def with_identity(data: bytes, system: int, nonce: bytes) -> bytes:
+    """Return a pg_control that is another cluster's: of another system identifier and nonce, else the same. Malformed.
+
+    The segments of its log say the identifier, too: see wal_with_identity.
+    """
+    version = decode_control(data).version
+    nonce_at, checksum_at = _PLACES[version]
+    changed = bytearray(data)
+    struct.pack_into("<Q", changed, 0, system)
+    struct.pack_into(f"{_NONCE}s", changed, nonce_at, nonce)
+    struct.pack_into("<I", changed, checksum_at, crc32c(bytes(changed[:checksum_at])))
+    return bytes(changed)
+
+
+def wal_with_identity(first_page: bytes, system: int) -> bytes:
+    """Return the first page of a segment of the log with another system identifier. Malformed where it is none.
+
+    Nowhere else in a segment does it stand, and no checksum covers it.
+    """
+    if len(first_page) < _LOG_PAGE:
+        raise Malformed(f"the first page of a segment of the log has {len(first_page)} bytes, not {_LOG_PAGE}")
+    magic, flags = struct.unpack_from("<2H", first_page)
+    if magic >> 8 != 0xD1 or not flags & _LONG_HEADER:  # XLOG_PAGE_MAGIC is 0xD101 for PostgreSQL 12, and counts up
+        raise Malformed("this is not the first page of a segment of the log")
+    changed = bytearray(first_page)
+    struct.pack_into("<Q", changed, 24, system)
+    return bytes(changed)
 
 
 def crc32c(data: bytes) -> int:
