@@ -1,8 +1,8 @@
 """Bundles of clusters: what one says of itself before it is fetched, and how a directory becomes one.
 
 A physical bundle is the data directory itself, less what pg_basebackup leaves out, with one segment of the log, as a cleanly
-shut down cluster needs no more. RECORD lies in it beside PG_VERSION: what nobody can read from the outside without a server of its
-version. It informs people and decides which way a restore goes; nothing in it is obeyed. The same content has the same
+shut down cluster needs no more. RECORD lies in it beside PG_VERSION: what nobody can read from the outside without a server of
+its version. It informs people and decides which way a restore goes; nothing in it is obeyed. The same content has the same
 record, so an archive that is repeated after a kill makes no second bundle.
 """
 
@@ -33,7 +33,7 @@ _LONGEST = 4 << 20  # bytes of a record; each database and extension has a line
 
 @value
 class Described:
-    """What a bundle says of itself: `kind` is PHYSICAL or LOGICAL, `major` the version of PostgreSQL, `record` what is in RECORD."""
+    """What a bundle says of itself: its `kind`, PHYSICAL or LOGICAL, the `major` version of PostgreSQL, and what is in RECORD."""
 
     kind: str
     major: int

@@ -4,9 +4,9 @@
     save     close it → end clients → freeze → checkpoint → shut down → it says so itself → archive → verify → label
     close    whatever runs ends soon; the server is shut down
 
-Nothing is archived that does not say of itself, with a good checksum, that it was shut down (control.py). So a server that was killed is
-begun again and recovers first, and what was acknowledged is in the bundle or there is no bundle. A life that finds the directory
-in use by its own session goes on with what is there: see stage.py for the steps.
+Nothing is archived that does not say of itself, with a good checksum, that it was shut down (control.py). So a server that was
+killed is begun again and recovers first, and what was acknowledged is in the bundle or there is no bundle. A life that finds
+the directory in use by its own session goes on with what is there: see stage.py for the steps.
 
 While the application runs, a thread watches the server. One that dies is begun again, and recovers; clients notice, as they do
 anywhere, and connect again. Where it cannot be, the save fails with the reason.
@@ -18,8 +18,8 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,19 @@ from sidecar.batteries import Progress
 from sidecar.batteries.fuse import write_bundle_id
 from sidecar.batteries.postgres import archive, clusters, sessions
 from sidecar.batteries.postgres.archive import LOGICAL, PHYSICAL, Described
-from sidecar.batteries.postgres.configuration import CLOSED, open_hba, postgresql_conf, scram_verifier, socket_fits
+from sidecar.batteries.postgres.configuration import (
+    ADMIN,
+    CLOSED,
+    open_hba,
+    passfile,
+    postgresql_conf,
+    scram_verifier,
+    socket_fits,
+)
 from sidecar.batteries.postgres.handover import Way, hand_over
 from sidecar.batteries.postgres.installations import Installation, choose, find_installations
 from sidecar.batteries.postgres.postmaster import Postmaster, Server, read_control
-from sidecar.batteries.postgres.programs import account
+from sidecar.batteries.postgres.programs import account, environment, run
 from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SidecarError, Unreachable
 from sidecar.parameters.postgres import Database
@@ -116,9 +124,7 @@ class PostgresBattery:
         stage.reach(MAKING, kept=self._database.destination is not None)
         if source is None:
             self._check_room(0)
-            clusters.create(
-                stage, self._newest(), self._who, self._database.locale, self._options.templates, self._closed.is_set
-            )
+            clusters.create(stage, self._newest(), self._who, self._database.locale, self._options.templates, self._closed.is_set)
         else:
             self._restore()
         stage.accept()
@@ -162,9 +168,7 @@ class PostgresBattery:
     def _adopt(self) -> None:
         password = secrets.token_urlsafe(24)
         self._write_configuration(CLOSED)
-        clusters.adopt(
-            self._running(), self._places, self._who, password, self._settings, _logger.info, self._closed.is_set
-        )
+        clusters.adopt(self._running(), self._places, self._who, password, self._settings, _logger.info, self._closed.is_set)
         self._stage.write("secret", password, 0o600)
 
     def _set_up(self, connection: psycopg.Connection[Any]) -> dict[str, Any]:
@@ -189,6 +193,36 @@ class PostgresBattery:
         way = Way(self._options.clients, database.port, self._clients, database.owner, password, self._default(names))
         hand_over(way, self._options.reader)
         return self._told(way, names)
+
+    def _initialise(self, names: list[str]) -> None:
+        """Run the scripts of a new cluster with psql, as its superuser. What one of them refuses ends it."""
+        for path in self._database.init_scripts:
+            self._say(f"running {path}")
+            try:
+                with open(path, encoding="utf-8") as file:
+                    text = file.read()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(
+                    f"initScripts: {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+                ) from None
+            psql = [self._running().program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", self._default(names)]
+            with self._client_environment() as env:
+                try:
+                    run(psql, self._who, env, text=text, cancelled=self._closed.is_set, hear=_logger.info)
+                except PeerFailed as error:
+                    raise PeerFailed(f"initScripts: {path}: {error}") from None
+
+    @contextmanager
+    def _client_environment(self) -> Iterator[dict[str, str]]:
+        """Within it, what PostgreSQL's own clients need to come in as ADMIN: no secret is in an argument or a variable."""
+        socket, port = self._places.socket, self._database.port
+        password = self._stage.read("secret")
+        self._stage.write("passfile", passfile([(socket, port, ADMIN, password)]), 0o600, self._who)
+        more = {"PGHOST": socket, "PGPORT": str(port), "PGUSER": ADMIN, "PGPASSFILE": f"{self._stage.home}/passfile"}
+        try:
+            yield environment(self._running().bindir, self._stage.home, more)
+        finally:
+            self._stage.remove("passfile")
 
     def _told(self, way: Way, names: list[str]) -> dict[str, Any]:
         notes = self._stage.notes
@@ -332,7 +366,7 @@ class PostgresBattery:
             self._begin().close()
             self._open()
         except SidecarError as error:
-            _logger.error("the server died and cannot be begun again: %s", error)
+            _logger.warning("the server died and cannot be begun again: %s", error)
             self._lost, self._wanted = error, False
             return False
         return True
@@ -397,7 +431,9 @@ class PostgresBattery:
             self._postmaster.stop(_SHUTDOWN)
             control = read_control(self._stage.data)
             if not control.is_clean:
-                raise PeerFailed(f"the cluster says of itself that it is {control.condition!r}, not 'shut down'; nothing is archived")
+                raise PeerFailed(
+                    f"the cluster says of itself that it is {control.condition!r}, not 'shut down'; nothing is archived"
+                )
             archive.check_whole(self._stage.data)
             archive.write_record(self._stage.data, record, self._who)
             self._stage.reach(STOPPED, frozen=frozen)
@@ -415,7 +451,9 @@ class PostgresBattery:
 
     def _recover(self) -> psycopg.Connection[Any]:
         """Begin the server again: what it has not written yet is in its log."""
-        self._stage.note(recovered=[*self._stage.notes.get("recovered", ()), "the server was not running when it was to be archived"])
+        self._stage.note(
+            recovered=[*self._stage.notes.get("recovered", ()), "the server was not running when it was to be archived"]
+        )
         self._stage.drop_ballast()
         return self._begin()
 
@@ -504,7 +542,9 @@ def _read_password(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             password = file.read(4096).rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"passwordFile {path}: it cannot be read: {getattr(error, 'strerror', None) or 'no text'}") from None
+        raise ConfigurationError(
+            f"passwordFile {path}: it cannot be read: {getattr(error, 'strerror', None) or 'no text'}"
+        ) from None
     if not password or not password.isascii() or not password.isprintable():
         raise ConfigurationError(f"passwordFile {path}: expected one line of printable ASCII")
     return password

@@ -1,11 +1,12 @@
 """A cluster comes to be: from a bundle, or new; either way it is made beside its place, and gets its name once it is whole.
 
-Whichever it is, it is then adopted: a server in single-user mode, which asks no one for a password and obeys none of the settings of
-roles and databases, gives ADMIN a password that only this life knows. So a foreign bundle, whose superuser is called something
-else, needs nothing but that; and if the bundle was not clean, that is where it recovers, with nobody else there.
+Whichever it is, it is then adopted: a server in single-user mode, which asks no one for a password and obeys none of the
+settings of roles and databases, gives ADMIN a password that only this life knows. So a foreign bundle, whose superuser is
+called something else, needs nothing but that; and if the bundle was not clean, that is where it recovers, with nobody else
+there.
 
-A new cluster is copied from a template where there is one, which takes a third of initdb's time; the copy gets an identity of its own,
-so that no two clusters share the number that replication and archives go by.
+A new cluster is copied from a template where there is one, which takes a third of initdb's time; the copy gets an identity of
+its own, so that no two clusters share the number that replication and archives go by.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ def version_of(data: str) -> int:
         raise Corrupt(f"{path} does not say which version of PostgreSQL this is of; the bundle holds no cluster") from None
 
 
-def create(
-    stage: Stage, installation: Installation, who: Account, locale: str, templates: str, cancelled: Cancelled
-) -> None:
+def create(stage: Stage, installation: Installation, who: Account, locale: str, templates: str, cancelled: Cancelled) -> None:
     """Have a new, empty cluster, with page checksums, UTF-8, and ADMIN as its superuser."""
     _make_directory(stage.partial, who)
     template = template_of(templates, installation, locale)
@@ -192,10 +191,11 @@ def adopt(
     hear: Callable[[str], None],
     cancelled: Cancelled,
 ) -> None:
-    """Have ADMIN be a superuser with this password; an unclean cluster recovers on the way. PeerFailed where it does not start."""
+    """Have ADMIN be a superuser with this password; an unclean cluster recovers on the way. PeerFailed where it cannot."""
     # One round is as good as many: this password is random, and no client but ours comes with it.
     verifier = scram_verifier(password, secrets.token_bytes(16), 1)
-    sql = f"CREATE ROLE {ADMIN};\nALTER ROLE {ADMIN} WITH SUPERUSER LOGIN VALID UNTIL 'infinity' CONNECTION LIMIT -1 PASSWORD '{verifier}';\n"
+    rights = "SUPERUSER LOGIN VALID UNTIL 'infinity' CONNECTION LIMIT -1"
+    sql = f"CREATE ROLE {ADMIN};\nALTER ROLE {ADMIN} WITH {rights} PASSWORD '{verifier}';\n"
     argv = [installation.program("postgres"), "--single", *server_arguments(places, installation.major, settings)]
     lock = hold(places, cancelled)
     try:

@@ -1,14 +1,14 @@
 """What a server is told, in the place of whatever the bundle says: arguments, configuration, host-based access. Pure.
 
-A bundle is data. Its postgresql.conf, pg_hba.conf and pg_ident.conf are not read, for ours are named on the command line.
-Its postgresql.auto.conf *is* read, wherever the others lie, so what is dangerous there (whatever loads a library, runs a command,
-opens the server to others, or gives up durability) is set on the command line, which is stronger. What roles and databases
-have of their own (ALTER ROLE … SET) is stronger still: see `sessions.Admin.disarm`.
+A bundle is data. Its postgresql.conf, pg_hba.conf and pg_ident.conf are not read, for ours are named on the command line. Its
+postgresql.auto.conf *is* read, wherever the others lie, so what is dangerous there (whatever loads a library, runs a command,
+opens the server to others, or gives up durability) is set on the command line, which is stronger. What roles and databases have
+of their own (ALTER ROLE … SET) is stronger still: see `sessions.Admin.disarm`.
 
 Access has two phases. CLOSED lets in nobody but ADMIN: before the application may, and after it has ended. OPEN lets clients in
-from this pod alone. ADMIN, the battery's own superuser, comes over a socket and with a password in either phase, though its socket
-lies in a directory of its own: another container that runs as the same user may connect to the one on the shared volume, and with
-`peer` it would be the superuser.
+from this pod alone. ADMIN, the battery's own superuser, comes over a socket and with a password in either phase, though its
+socket lies in a directory of its own: another container that runs as the same user may connect to the one on the shared volume,
+and with `peer` it would be the superuser.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from hashlib import pbkdf2_hmac, sha256
 
+from sidecar.parameters.postgres import ADMIN as ADMIN
 from sidecar.values import value
 
-ADMIN = "sidecar"
 SOCKET_PATH = 107  # sizeof(sockaddr_un.sun_path), without the zero
 ITERATIONS = 4096  # PostgreSQL's own; some clients refuse fewer
 

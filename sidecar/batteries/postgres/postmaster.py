@@ -1,14 +1,14 @@
 """One PostgreSQL server as a child of ours: begun, ready, told to reload, stopped; whoever dies, no one is left behind.
 
-The postmaster is our direct child, begun and waited for by a thread of its own. That thread lives as long as it does, for
-the signal that the kernel sends when a parent dies (PDEATHSIG) goes by the *thread* that forked. It is SIGINT: a server whose
+The postmaster is our direct child, begun and waited for by a thread of its own. That thread lives as long as it does, for the
+signal that the kernel sends when a parent dies (PDEATHSIG) goes by the *thread* that forked. It is SIGINT: a server whose
 battery was killed shuts down by itself, and its cluster is clean.
 
-A lock (flock) on a file beside the cluster is held by the postmaster and every process it forks, and by nobody else: the descriptor is
-inherited, and we close ours. So a lock that is free means that no process of this cluster lives, which a pid in
-postmaster.pid never does: another process may bear it by now. A pid file that is then still there is stale whatever lives under its
-pid; the server is told so with PG_GRANDPARENT_PID, with which it passes over that pid, and still looks at the
-shared memory itself. (A pid file in a bundle is never restored.)
+A lock (flock) on a file beside the cluster is held by the postmaster and every process it forks, and by nobody else: the
+descriptor is inherited, and we close ours. So a lock that is free means that no process of this cluster lives, which a pid in
+postmaster.pid never does: another process may bear it by now. A pid file that is then still there is stale whatever lives under
+its pid; the server is told so with PG_GRANDPARENT_PID, with which it passes over that pid, and still looks at the shared memory
+itself. (A pid file in a bundle is never restored.)
 
 Ready is what the eighth line of the pid file says, looked at every 2 ms, and then an answered, authenticated query. Measured
 beside pg_ctl -w: 0.38 of its time; a connection tried every 10 ms took 0.50. The log is only read for what people are told.
@@ -75,8 +75,8 @@ class Postmaster:
     def start(self, cancelled: Cancelled) -> psycopg.Connection[Any]:
         """Begin the server and return an answered connection of ADMIN's.
 
-        However long a recovery takes it is waited for, until `cancelled`: Stopped, and the server is gone. ConfigurationError where
-        the port is taken, Unreachable where the disk is full, else PeerFailed with what the server said last.
+        However long a recovery takes it is waited for, until `cancelled`: Stopped, and the server is gone. ConfigurationError
+        where the port is taken, Unreachable where the disk is full, else PeerFailed with what the server said last.
         """
         if self.server.listen:
             _check_port(self.server.port)
@@ -126,7 +126,7 @@ class Postmaster:
         self._send(signal.SIGHUP)
 
     def stop(self, timeout: float) -> None:
-        """Shut the server down and return when it is gone. PeerFailed where it took longer, and was made to end; it is unclean then.
+        """Shut the server down and return when it is gone. PeerFailed where it took too long, and was made to end: it is unclean.
 
         SIGINT: clients are cut off, what they committed is written. SIGTERM would wait for them.
         """
@@ -156,9 +156,7 @@ class Postmaster:
             *network_arguments(server.places, server.port, listen=server.listen),
         ]
         stale = _pid_said(server.places.data)
-        env = environment(
-            server.installation.bindir, server.places.home, {"PG_GRANDPARENT_PID": str(stale)} if stale else None
-        )
+        env = environment(server.installation.bindir, server.places.home, {"PG_GRANDPARENT_PID": str(stale)} if stale else None)
         try:
             process = subprocess.Popen(
                 argv,
@@ -169,7 +167,7 @@ class Postmaster:
                 cwd="/",
                 umask=0o077,
                 start_new_session=True,
-                preexec_fn=end_with_parent(signal.SIGINT),  # noqa: PLW1509 - nothing there takes a lock
+                preexec_fn=end_with_parent(signal.SIGINT),
                 pass_fds=(lock,),
                 **server.account.popen,
             )
@@ -227,7 +225,7 @@ def hold(places: Places, cancelled: Cancelled) -> int:
 
 
 def _hurry(data: str) -> None:
-    """Ask a server that an earlier battery left, which does not know it, to shut down: what its pid file says is true, it lives."""
+    """Ask a server that an earlier battery left to shut down, should it not know: its pid file is true, for it lives."""
     pid = _pid_said(data)
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:

@@ -54,7 +54,9 @@ def account(user: str) -> Account:
     try:
         found = pwd.getpwnam(user)
     except KeyError:
-        raise ConfigurationError(f"servers are to run as {user!r}, and there is no such account; name another with --user") from None
+        raise ConfigurationError(
+            f"servers are to run as {user!r}, and there is no such account; name another with --user"
+        ) from None
     if found.pw_uid == 0:
         raise ConfigurationError(f"servers never run as root, and {user!r} is root's account; name another with --user")
     return Account(found.pw_uid, found.pw_gid, tuple(os.getgrouplist(user, found.pw_gid)))
@@ -99,7 +101,7 @@ class Tail:
         return self._lines
 
     def told(self, *marks: str) -> str:
-        """Return the last line that holds one of `marks`, the mark itself included; else the last line; "" where there is none."""
+        """Return the last line that holds one of `marks`, from the mark on; else the last line; "" where there is none."""
         marked = [line[line.index(mark) :] for line in self._lines for mark in marks if mark in line]
         return (marked or self._lines or [""])[-1].strip()
 
@@ -139,11 +141,12 @@ def run(
         cwd=cwd,
         umask=0o077,
         start_new_session=True,
-        preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - nothing there takes a lock
+        preexec_fn=end_with_parent(signal.SIGKILL),
         pass_fds=list(pass_fds),
         **who.popen,
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         tail.follow(process.stdout)
         try:
             with process.stdin as stdin:

@@ -104,7 +104,7 @@ def give_default(connection: Connection, owner: str) -> None:
 
 def databases(connection: Connection) -> list[str]:
     """Return the databases that can be connected to, by name."""
-    found = connection.execute("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname COLLATE \"C\"")
+    found = connection.execute('SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname COLLATE "C"')
     return [row[0] for row in found]
 
 
@@ -257,7 +257,9 @@ def facts(connect: Connect, major: int, names: Sequence[str]) -> dict[str, Any]:
                 "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database WHERE datname = current_database()"
             ).fetchone()
             assert row is not None
-            extensions = connection.execute('SELECT extname, extversion FROM pg_extension ORDER BY extname COLLATE "C"').fetchall()
+            extensions = connection.execute(
+                'SELECT extname, extversion FROM pg_extension ORDER BY extname COLLATE "C"'
+            ).fetchall()
             told["databases"][database] = {
                 "encoding": row[0],
                 "collate": row[1],

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from sidecar.batteries.postgres.configuration import Places
+from sidecar.batteries.postgres.configuration import Places, socket_fits
 from sidecar.batteries.postgres.programs import Account
 from sidecar.errors import ConfigurationError, Corrupt, Unreachable
 
@@ -120,6 +120,11 @@ class Stage:
         except OSError:
             return ""
 
+    def remove(self, name: str) -> None:
+        """Remove one of our files, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self.home}/{name}")
+
     def keep_ballast(self, size: int) -> None:
         """Keep so many bytes of the volume in reserve, where there is room for four times that."""
         path = f"{self.home}/ballast"
@@ -159,9 +164,9 @@ class Stage:
     def socket(self, port: int) -> str:
         """Return the directory of the private socket. Where its path is too long for a socket it is told."""
         folder = f"{self.home}/s"
-        if len(f"{folder}/.s.PGSQL.{port}".encode()) > 107:
-            problem = f"{folder} is too long for the path of a socket (107 bytes); choose a shorter dataDir than {os.path.dirname(self.data)}"
-            raise ConfigurationError(problem)
+        if not socket_fits(folder, port):
+            top = os.path.dirname(self.data)
+            raise ConfigurationError(f"{folder} is too long for the path of a socket; choose a shorter dataDir than {top}")
         return folder
 
     @property
