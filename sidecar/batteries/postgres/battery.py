@@ -55,6 +55,7 @@ _CLOSING = 3.0  # seconds until a server that has to end soon is made to; the ho
 _MARGIN = 64 << 20  # bytes that must be free beside a cluster: four segments of its log, without which no server begins
 _BALLAST = 48 << 20  # bytes kept in reserve: three segments, which a recovery and the checkpoint after it may need
 _SHARED = 64 << 20  # bytes of /dev/shm that containers have by default; parallel queries need more
+_PROMPTS = ("PostgreSQL stand-alone backend", "backend>")  # what a server in single-user mode says to a person
 _logger = logging.getLogger(__name__)
 
 
@@ -168,7 +169,7 @@ class PostgresBattery:
     def _adopt(self) -> None:
         password = secrets.token_urlsafe(24)
         self._write_configuration(CLOSED)
-        clusters.adopt(self._running(), self._places, self._who, password, self._settings, _logger.info, self._closed.is_set)
+        clusters.adopt(self._running(), self._places, self._who, password, self._settings, self._hear, self._closed.is_set)
         self._stage.write("secret", password, 0o600)
 
     def _set_up(self, connection: psycopg.Connection[Any]) -> dict[str, Any]:
@@ -286,6 +287,8 @@ class PostgresBattery:
         return connection
 
     def _hear(self, line: str) -> None:
+        if not line or line.startswith(_PROMPTS):
+            return
         _logger.info("%s", line)
         if "redo in progress" in line:
             self._progress(f"recovering: {line.rpartition('LOG:')[2].strip()}", 0, 0)
@@ -394,7 +397,7 @@ class PostgresBattery:
             self._stop_serving()
             if self._postmaster is not None and not self._postmaster.ended.is_set():
                 self._postmaster.stop(_SHUTDOWN)
-            stage.reach(OVER, destination=None)
+            self._end(None)
             return {"destination": None}
         try:
             if stage.step != STOPPED:
@@ -404,8 +407,15 @@ class PostgresBattery:
             raise
         except (PeerFailed, Unreachable, ConfigurationError, Corrupt, Stopped) as error:
             raise NotSaved(f"database {self._database.name!r}: {error}") from error
-        stage.reach(OVER, destination=told)
+        self._end(told)
         return {"destination": told}
+
+    def _end(self, told: dict[str, Any] | None) -> None:
+        """Write down that it is over; what was kept for another life is needed no more."""
+        self._stage.reach(OVER, destination=told)
+        self._stage.drop_ballast()
+        for name in ("secret", "owner-secret"):
+            self._stage.remove(name)
 
     def _stop_serving(self) -> None:
         """From here on a server that ends stays so."""
