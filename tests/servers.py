@@ -91,7 +91,7 @@ def run(command: Sequence[str | os.PathLike[str]], **options: Any) -> str:
         **options,
     )
     assert not ran.returncode, f"{command}: {ran.returncode}\n{ran.stdout}{ran.stderr}"
-    return ran.stdout
+    return str(ran.stdout)
 
 
 class Cluster:
@@ -103,12 +103,27 @@ class Cluster:
 
     def initdb(self, *options: str) -> None:
         """Make the cluster, with page checksums."""
-        new = [self.installed.program("initdb"), "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]
+        new = [
+            self.installed.program("initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+        ]
         run([*new, "--no-sync", "-k", *options])
 
     def say(self, program: str, *options: str) -> str:
         """Return what a program that comes with the server says of the cluster."""
-        return run([self.installed.program(program), *options, "-D", self.data])
+        return self.take(program, *options, "-D", str(self.data))
+
+    def take(self, program: str, *options: str) -> str:
+        """Return what a program that comes with the server prints."""
+        return run([self.installed.program(program), *options])
 
     @property
     def socket(self) -> Path:
@@ -146,6 +161,11 @@ class Cluster:
         self._server.wait(STARTS)
         self._server = None
 
+    def end(self) -> None:
+        """Have no server run any more; the cluster is not clean if one did."""
+        if self._server is not None:
+            self.stop(signal.SIGQUIT)
+
     @contextlib.contextmanager
     def running(self, *settings: str) -> Iterator[None]:
         """Have the server run meanwhile."""
@@ -177,8 +197,7 @@ def new_cluster(installed: Installation, *options: str) -> Iterator[Cluster]:
         try:
             yield cluster
         finally:
-            if cluster._server is not None:
-                cluster.stop(signal.SIGQUIT)
+            cluster.end()
 
 
 def _end_with_parent() -> None:

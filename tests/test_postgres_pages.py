@@ -124,7 +124,7 @@ def test_of_any_page_at_any_number_one_checksum_alone_is_right(seed: int, number
     assert check(memoryview(page), number) == ([] if said == right else [number])
 
 
-def checksum(page: bytes, number: int) -> int:
+def checksum(page: bytearray, number: int) -> int:
     """Return the checksum of a page, a number at a time."""
     words = [*struct.unpack("<2048I", page), *[0] * 64]
     words[2] &= 0xFFFF0000

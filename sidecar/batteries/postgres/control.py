@@ -118,9 +118,24 @@ def decode_control(data: bytes) -> Control:
         raise Malformed(f"blocks of {block} bytes are impossible")
     if not relation_segment or min(limits) < 0:
         raise Malformed(f"{relation_segment} blocks in a file, or limits of {limits}, are impossible")
-    nonce = data[nonce_at : nonce_at + _NONCE]
+    connections, workers, senders, prepared, locks = limits
     return Control(
-        system, version, catalog, state, redo, timeline, block, segment, bool(checksums), relation_segment, *limits, nonce
+        system=system,
+        version=version,
+        catalog=catalog,
+        state=state,
+        redo=redo,
+        timeline=timeline,
+        block=block,
+        segment=segment,
+        checksums=bool(checksums),
+        relation_segment=relation_segment,
+        max_connections=connections,
+        max_workers=workers,
+        max_senders=senders,
+        max_prepared=prepared,
+        max_locks=locks,
+        nonce=data[nonce_at : nonce_at + _NONCE],
     )
 
 
