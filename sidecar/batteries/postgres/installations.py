@@ -20,7 +20,7 @@ from sidecar.values import value
 
 USUAL = ("/usr/lib/postgresql/*/bin",)  # Debian's, which is where the official images have theirs, too
 _PATIENCE = 20.0  # seconds; it takes some milliseconds, and a minute would not help either
-_SAID = re.compile(r"postgres \(PostgreSQL\) ((\d{1,3})(?:\.\d{1,3}|devel|alpha\d{1,2}|beta\d{1,2}|rc\d{1,2}))(?:\s|$)")
+_SAID = re.compile(r"postgres \(PostgreSQL\) (([0-9]{1,3})(?:\.[0-9]{1,3}|devel|(?:alpha|beta|rc)[0-9]{1,2}))(?:\s|$)")
 # Those that Debian has in postgresql-client-N.
 _OF_THE_CLIENT = {
     "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_amcheck", "pg_basebackup", "pg_combinebackup", "pg_dump",
@@ -70,7 +70,8 @@ def choose(installations: Sequence[Installation], major: int) -> Installation:
     found = [each for each in installations if each.major == major]
     if not found:
         there = ", ".join(f"{each.version} in {each.bindir}" for each in installations) or "no other either"
-        raise ConfigurationError(f"PostgreSQL {major} is not installed (Debian: apt-get install postgresql-{major}); {there}")
+        problem = f"PostgreSQL {major} is not installed (Debian: apt-get install postgresql-{major})"
+        raise ConfigurationError(f"{problem}; there is {there}")
     return max(found, key=_age)
 
 
