@@ -39,7 +39,7 @@ LAYERS = (
 # Who alone may import a module that is below many, and why.
 RESERVED_FOR = {
     "figures": ({"cli", "coordination.report"}, "figures are for people; report explains to them, all other modules decide"),
-    "linux": ({"process", "coordination.signals", "store.second"}, "all else asks those"),
+    "linux": ({"process", "coordination.signals", "store.second", "batteries.postgres.programs"}, "all else asks those"),
     "sidecar": ({"cli"}, "the version is for people"),
     "process": ({"cli", "coordination"}, "a battery and a store start no containers' commands"),
     "testing": (set(), "it is for tests, ours and others'"),
@@ -51,6 +51,8 @@ COORDINATION = (("host", "pod", "report"), ("application",), ("signals",), ("not
 # Modules that decide and touch nothing. They may import these of the standard library, each of which computes and no more
 # (shlex's split does not read; datetime has constants and arithmetic, its clock is looked for below); and two others, to compute.
 PURE = (
+    "batteries/postgres/configuration.py",
+    "batteries/postgres/contents.py",
     "batteries/postgres/control.py",
     "coordination/protocol.py",
     "mount/protocol.py",
@@ -62,8 +64,8 @@ PURE = (
     "values.py",
 )
 COMPUTES = {
-    "__future__", "codecs", "collections", "dataclasses", "datetime", "difflib", "functools", "itertools", "json", "math",
-    "posixpath", "re", "shlex", "string", "struct", "typing", "unicodedata",
+    "__future__", "base64", "codecs", "collections", "dataclasses", "datetime", "difflib", "functools", "hashlib", "hmac",
+    "itertools", "json", "math", "posixpath", "re", "shlex", "string", "struct", "typing", "unicodedata",
 }  # fmt: skip
 PURE_OF_OTHERS = {"parameters/document.py": {"yaml"}, "store/format.py": {"blake3"}}
 # Names that reach the world without an import.

@@ -159,15 +159,21 @@ def test_a_battery_without_progress_tells_how_long_it_is_at_it() -> None:
     assert said_of(found, "fuse") == "to be ready for 1 min 20 s and at most 20.0 s more"
 
 
+def test_a_battery_that_serves_tells_how_it_is_doing_and_whom_it_waits_for() -> None:
+    progress = {"fuse": {"time": T + 50, "what": "serving 2 clients", "done": 1_200_000, "total": 0}}
+    found = report({"fuse": living(fuse((PREPARING, 20), (READY, 40)))}, progress=progress)
+    assert said_of(found, "fuse").startswith("serving 2 clients: 1.2 MB; waits for application")
+
+
 @pytest.mark.parametrize(
     ("seen", "when"),
     [
-        (living(fuse((PREPARING, 20), (READY, 40))), 50),
+        (living(fuse((PREPARING, 20), (READY, 40))), 30),
         (living(fuse((PREPARING, 20), (READY, 40), (SAVING, 60))), 30),
         (living(fuse((PREPARING, 0), (DONE, 60), saved=True)), 70),
         (Seen(), 50),
     ],
-    ids=["of a phase without", "of an earlier phase", "of one that is done", "of nobody"],
+    ids=["of the phase before", "of an earlier phase", "of one that is done", "of nobody"],
 )
 def test_progress_that_is_not_of_the_present_phase_is_not_told(seen: Seen, when: float) -> None:
     progress = {"fuse": {"time": T + when, "what": "weather", "done": 1, "total": 2}}

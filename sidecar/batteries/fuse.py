@@ -17,15 +17,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-import secrets
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sidecar.batteries import Kind, Progress
+from sidecar.batteries.bundles import told_of, write_bundle_id
 from sidecar.errors import ConfigurationError, NotSaved, SourceMissing, Unreachable
 from sidecar.parameters.fuse import Destination, Source
 from sidecar.parameters.settings import regular_expression
@@ -91,7 +90,7 @@ class FuseBattery:
                 _make_writable(os.path.dirname(os.path.abspath(destination.bundle_id_file)))
         return {
             "sources": [
-                {**_told(source, bundle), **selected.get(source, {}), **self._bring(source, bundle)}
+                {**told_of(source, bundle), **selected.get(source, {}), **self._bring(source, bundle)}
                 for source, bundle in resolved
             ]
         }
@@ -102,7 +101,7 @@ class FuseBattery:
         for each in self._options.destinations:
             try:
                 bundle = self._save(each)
-                saved.append(_told(each, bundle) | ({"skipped": bundle.skipped} if bundle.skipped else {}))
+                saved.append(told_of(each, bundle) | ({"skipped": bundle.skipped} if bundle.skipped else {}))
             except NotSaved as error:
                 failed.append(str(error))
         if failed:
@@ -238,18 +237,6 @@ def _said_earlier(source: Source, earlier: Mapping[str, Any] | None) -> Mapping[
     return {}
 
 
-def _told(of: Source | Destination, bundle: Bundle) -> dict[str, Any]:
-    return {
-        "name": of.name,
-        "path": of.path,
-        "repo": of.repo,
-        "label": of.label,
-        "bundle": bundle.id,
-        "files": bundle.files,
-        "bytes": bundle.bytes,
-    }
-
-
 def _make_writable(path: str) -> None:
     """Have a directory at `path` that can be written; Unreachable where that is not so. access(2) does not know full disks."""
     try:
@@ -263,24 +250,3 @@ def _make_writable(path: str) -> None:
             os.close(fd)
     except OSError as error:
         raise Unreachable(f"{path} cannot be written: {error.strerror}") from error
-
-
-def write_bundle_id(path: str, bundle: Bundle) -> None:
-    """Write a file with the id of a bundle, that has all of its content from the moment it has its name."""
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = f".{name[:200]}.{secrets.token_hex(4)}"
-    try:
-        fd = open_shared(folder, make=True)
-        try:
-            with open(temporary, "x", encoding="utf-8", opener=partial(os.open, mode=0o666, dir_fd=fd)) as file:
-                file.write(bundle.id + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=fd)
-            os.close(fd)
-    except OSError as error:
-        # The bundle is safe, yet whoever was promised its id is not told: that is not a success.
-        raise NotSaved(f"{path}: the bundle's id {bundle.id} cannot be written: {error.strerror}") from error

@@ -21,6 +21,7 @@ from sidecar.coordination.protocol import (
     FAILED,
     FOREVER,
     PREPARING,
+    READY,
     SAVING,
     Battery,
     Record,
@@ -202,7 +203,7 @@ def _phases(seen: Seen, now: float) -> tuple[Phase, ...]:
 def _current(progress: Mapping[str, Any] | None, seen: Seen) -> Mapping[str, Any] | None:
     """Return how far a participant is, where it is at it: what it published before its present phase is over."""
     record = seen.record
-    if progress is None or record is None or record.state not in (PREPARING, SAVING) or not record.times:
+    if progress is None or record is None or record.state not in (PREPARING, READY, SAVING) or not record.times:
         return None
     sensible = all(0 <= progress[key] < _LARGEST for key in ("done", "total"))
     return progress if sensible and progress["time"] >= record.times[-1][1] else None
@@ -279,6 +280,8 @@ def _explanation(p: Participant, report: Report) -> str:
         return "; ".join([what, *_waiting(p, report)])
     if record.state == DONE:
         return "saved: " + payload_line(record.payload, "destinations") if record.saved else "done; nothing was kept"
+    if p.progress and record.state == READY:
+        return "; ".join([far(p.progress), *_waiting(p, report)])
     return far(p.progress) if p.progress else "; ".join(_waiting(p, report))
 
 

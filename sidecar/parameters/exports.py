@@ -3,9 +3,9 @@
     eval "$(sidecar parameters fuse < fuse-params.yaml)"
 
 The variables and their options are those of datamon's sidecar_param. What those scripts did not know has options of our own,
-written where it is not the default: in dm_pg_opts `t` (sleepTimeout), `n` and `e` (contributor), in dm_pg_db_<name> `dd`
-(dataDir), `o` (owner) and `dif`; the scripts ignore them. A variable of a shell has a name of ASCII letters, digits and _; a
-bundle or database of another name is a fault.
+written where it is not the default: in dm_pg_opts `t` (sleepTimeout), `n` and `e` (contributor) and `u` (user), in
+dm_pg_db_<name> `dd` (dataDir), `o` (owner), `dif`, and all that parameters.postgres has beyond the script; the scripts ignore
+them. A variable of a shell has a name of ASCII letters, digits and _; a bundle or database of another name is a fault.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sidecar.errors import Fault
 from sidecar.parameters.dictionary import encode
 from sidecar.parameters.fuse import Destination, FuseOptions, Source
 from sidecar.parameters.postgres import DATABASE, POD, Database, PostgresOptions
-from sidecar.parameters.settings import Configured, Field, raise_any
+from sidecar.parameters.settings import Configured, Field, join, raise_any
 
 _LETTERS = frozenset(string.ascii_letters + string.digits + "_")
 
@@ -50,9 +50,10 @@ def postgres_variables(configured: Configured[PostgresOptions]) -> dict[str, str
         "S": options.stay,
         "t": _unless_default(str(options.stay_seconds), POD, "t"),
         "V": "true" if options.ignore_version else "",
+        "u": _unless_default(options.user, POD, "u"),
         **_contributor(options.contributor),
     }
-    databases = {each.name: _database(each) for each in options.databases}
+    databases = {each.name: _database(each, ignore_version=options.ignore_version) for each in options.databases}
     _check_names("databases", databases, configured)
     return {"dm_pg_opts": _encode(pod)} | {f"dm_pg_db_{name}": _encode(database) for name, database in databases.items()}
 
@@ -80,11 +81,25 @@ def _destination(destination: Destination) -> Dictionary:
     }
 
 
-def _database(database: Database) -> Dictionary:
+def _database(database: Database, *, ignore_version: bool) -> Dictionary:
     options: Dictionary = {
         "p": str(database.port),
         "dd": _unless_default(database.data_dir.removesuffix(f"/{database.name}"), DATABASE, "dd"),
         "o": _unless_default(database.owner, DATABASE, "o"),
+    }
+    options |= {
+        "db": join(database.databases),
+        "set": join("=".join(pair) for pair in database.settings),
+        "is": join(database.init_scripts),
+        "a": _unless_default(database.archive, DATABASE, "a"),
+        "u": "" if database.upgrade == ("auto" if ignore_version else "never") else database.upgrade,
+        "f": _unless_default(database.freeze, DATABASE, "f"),
+        "v": _unless_default(database.verify, DATABASE, "v"),
+        "su": database.superuser,
+        "tr": database.trust,
+        "pf": database.password_file,
+        "pv": _unless_default(str(database.major), DATABASE, "pv"),
+        "lc": database.locale,
     }
     if database.source:
         options |= {"sr": database.source.repo, "sl": database.source.label, "sb": database.source.bundle}

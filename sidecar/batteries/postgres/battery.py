@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sidecar.batteries import Progress
-from sidecar.batteries.fuse import write_bundle_id
+from sidecar.batteries.bundles import told_of, write_bundle_id
 from sidecar.batteries.postgres import archive, clusters, sessions
 from sidecar.batteries.postgres.archive import LOGICAL, PHYSICAL, Described
 from sidecar.batteries.postgres.configuration import (
@@ -42,6 +42,7 @@ from sidecar.batteries.postgres.postmaster import Postmaster, Server, read_contr
 from sidecar.batteries.postgres.programs import account, environment, run
 from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SidecarError, Unreachable
+from sidecar.parameters.fuse import Source
 from sidecar.parameters.postgres import Database
 from sidecar.store import Bundle, Stopped, is_id, open_store
 
@@ -132,9 +133,11 @@ class PostgresBattery:
         self._adopt()
 
     def _restore(self) -> None:
-        bundle = self._resolve()
+        source = self._database.source
+        assert source is not None
+        bundle = self._resolve(source)
         described = archive.describe(self._store, bundle)
-        self._stage.note(source={"repo": bundle.repo, "bundle": bundle.id}, recovered=[])
+        self._stage.note(source=told_of(source, bundle), recovered=[])
         self._source = bundle
         self._check_room(bundle.bytes)
         if described.kind == LOGICAL:
@@ -146,9 +149,7 @@ class PostgresBattery:
         if installation.major != described.major:
             self._upgrade(described, installation)
 
-    def _resolve(self) -> Bundle:
-        source = self._database.source
-        assert source is not None
+    def _resolve(self, source: Source) -> Bundle:
         chosen = self._stage.notes.get("source")
         # The bundle that an earlier life of this session chose, wherever the label points by now.
         if isinstance(chosen, Mapping) and is_id(chosen.get("bundle")) and chosen.get("repo") == source.repo:
@@ -239,7 +240,9 @@ class PostgresBattery:
             "version": self._running().version,
             "databases": names,
         }
-        for key in ("source", "unclean", "upgraded_from", "renewed", "recovered"):
+        if "source" in notes:
+            told["sources"] = [notes["source"]]
+        for key in ("unclean", "upgraded_from", "renewed", "recovered"):
             if notes.get(key):
                 told[key] = notes[key]
         return told
@@ -392,13 +395,13 @@ class PostgresBattery:
         """Archive the database, and return as which bundle; where there is no destination, only stop it."""
         stage, destination = self._stage, self._database.destination
         if stage.step == OVER:
-            return {"destination": stage.notes.get("destination")}
+            return self._kept()
         if destination is None:
             self._stop_serving()
             if self._postmaster is not None and not self._postmaster.ended.is_set():
                 self._postmaster.stop(_SHUTDOWN)
             self._end(None)
-            return {"destination": None}
+            return self._kept()
         try:
             if stage.step != STOPPED:
                 self._finish()
@@ -408,7 +411,11 @@ class PostgresBattery:
         except (PeerFailed, Unreachable, ConfigurationError, Corrupt, Stopped) as error:
             raise NotSaved(f"database {self._database.name!r}: {error}") from error
         self._end(told)
-        return {"destination": told}
+        return self._kept()
+
+    def _kept(self) -> dict[str, Any]:
+        told = self._stage.notes.get("destination")
+        return {"destinations": [told] if told else []}
 
     def _end(self, told: dict[str, Any] | None) -> None:
         """Write down that it is over; what was kept for another life is needed no more."""
@@ -505,8 +512,8 @@ class PostgresBattery:
                 self._store.set_label(destination.repo, destination.label, bundle.id, contributor=self._options.contributor)
         if destination.bundle_id_file:
             write_bundle_id(destination.bundle_id_file, bundle)
-        told = {"repo": bundle.repo, "label": destination.label, "bundle": bundle.id}
-        return {**told, "bytes": bundle.bytes, "stored": bundle.stored, "recovered": len(stage.notes.get("recovered") or ())}
+        recovered = len(stage.notes.get("recovered") or ())
+        return {**told_of(destination, bundle), "stored": bundle.stored, **({"recovered": recovered} if recovered else {})}
 
     def _base(self) -> Bundle | None:
         """Return the bundle that the cluster was restored from: most of its pages are still that."""
