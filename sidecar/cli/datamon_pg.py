@@ -196,7 +196,9 @@ def _templates() -> str:
     """Return where prepared clusters are kept: SIDECAR_TEMPLATES, else in the user's cache; "" where that has none."""
     if "SIDECAR_TEMPLATES" in os.environ:
         return os.environ["SIDECAR_TEMPLATES"]
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.environ.get("HOME", ""), ".cache")
+    # Root's servers are another account's, which may not enter root's home.
+    home = "/var/cache" if os.geteuid() == 0 else os.path.join(os.environ.get("HOME", ""), ".cache")
+    cache = os.environ.get("XDG_CACHE_HOME") or home
     return os.path.join(cache, "sidecar", "postgres") if os.path.isabs(cache) else ""
 
 
