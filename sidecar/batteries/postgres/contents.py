@@ -65,7 +65,7 @@ def _is_of_the_moment(path: str) -> bool:
 
 
 def chunk_size(path: str, size: int, block: int = _PAGE) -> int:
-    """Return into what pieces a file is cut, where few of them will change: pages, of the log more; 0, where it is not worth it."""
+    """Return into what pieces a file is cut, as few of them will change: pages, of the log more; 0 where it is not worth it."""
     if path.startswith("pg_wal/"):
         return _OF_LOG
     if size < _WORTH_PAGES or not (_RELATION.fullmatch(path) or _SIMPLE.fullmatch(path)):
