@@ -15,7 +15,7 @@ DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/
 SERVERS := 12.22.0-beta.15 14.23.0 17.11.0 18.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check debian servers bench-coordination bench-data bench-mount clean
+.PHONY: help demo test test-long check debian servers bench-coordination bench-data bench-mount bench-postgres clean
 
 help:
 	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench-coordination   how fast containers hear each other, beside the peers'
 	@echo 'make bench-data           how fast bundles are kept and fetched, beside the peers'
 	@echo 'make bench-mount          how fast a mounted bundle is, beside a plain directory'
+	@echo 'make bench-postgres       how fast databases come and go, beside the programs of PostgreSQL'
 
 # Debian's PostgreSQL makes a cluster and starts it, unless it is told not to before; where it is there already, it is left alone.
 debian:
@@ -90,6 +91,10 @@ bench-mount: $(VENV)/.core
 	@$(MAKE) --no-print-directory debian
 	@$(BIN)/python -m compileall -q sidecar
 	@$(BIN)/python tests/bench/mount.py
+
+bench-postgres: servers
+	@$(BIN)/python -m compileall -q sidecar
+	@$(BIN)/python tests/bench/postgres.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist
