@@ -38,7 +38,7 @@ from sidecar.batteries.postgres.configuration import (
 )
 from sidecar.batteries.postgres.handover import Way, hand_over
 from sidecar.batteries.postgres.installations import Installation, choose, find_installations
-from sidecar.batteries.postgres.postmaster import Postmaster, Server, read_control
+from sidecar.batteries.postgres.postmaster import Postmaster, Server, hold, read_control
 from sidecar.batteries.postgres.programs import account, environment, run
 from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SidecarError, Unreachable
@@ -97,7 +97,7 @@ class PostgresBattery:
         self._serving = threading.RLock()  # held by whoever begins or ends the server
         self._wanted = False  # whether a server that ends is to be begun again
         self._postmaster: Postmaster | None = None
-        self._lost: SidecarError | None = None
+        self._began = ""
         self._source: Bundle | None = None
 
     # --- ready
@@ -122,6 +122,8 @@ class PostgresBattery:
     def _make(self) -> None:
         """Have a cluster under its name that lets ADMIN in: restored, or new. What a killed life left of it is made anew."""
         stage, source = self._stage, self._database.source
+        # A life that was killed may have left a server that still shuts down.
+        os.close(hold(self._places, self._closed.is_set))
         stage.begin_anew()
         stage.reach(MAKING, kept=self._database.destination is not None)
         if source is None:
@@ -272,7 +274,6 @@ class PostgresBattery:
 
     def _begin(self) -> psycopg.Connection[Any]:
         """Begin the server with nobody let in, and return ADMIN's connection to it. A full disk is relieved once."""
-        self._write_configuration(CLOSED)
         try:
             return self._begin_once()
         except Unreachable as error:
@@ -282,10 +283,13 @@ class PostgresBattery:
             return self._begin_once()
 
     def _begin_once(self) -> psycopg.Connection[Any]:
+        self._write_configuration(CLOSED)
         password = self._stage.read("secret")
         server = Server(self._running(), self._places, self._who, self._database.port, password, self._settings)
         self._postmaster = Postmaster(server, self._hear)
         connection = self._postmaster.start(self._closed.is_set)
+        with sessions.told("looking"):
+            self._began = sessions.began(connection)
         self._stage.keep_ballast(_BALLAST)
         return connection
 
@@ -368,12 +372,13 @@ class PostgresBattery:
             if len(recovered) > _LIVES:
                 raise PeerFailed(f"the server of {self._database.name!r} died {len(recovered)} times")
             _logger.warning("the server died and is begun again")
+            self._stage.drop_ballast()  # a full disk may be why, and would have not even this written down
             self._stage.note(recovered=recovered)
             self._begin().close()
             self._open()
         except SidecarError as error:
             _logger.warning("the server died and cannot be begun again: %s", error)
-            self._lost, self._wanted = error, False
+            self._wanted = False
             return False
         return True
 
@@ -399,7 +404,8 @@ class PostgresBattery:
         if destination is None:
             self._stop_serving()
             if self._postmaster is not None and not self._postmaster.ended.is_set():
-                self._postmaster.stop(_SHUTDOWN)
+                with suppress(PeerFailed):  # how it ended makes no difference to anybody
+                    self._postmaster.stop(_SHUTDOWN)
             self._end(None)
             return self._kept()
         try:
@@ -409,7 +415,8 @@ class PostgresBattery:
         except NotSaved:
             raise
         except (PeerFailed, Unreachable, ConfigurationError, Corrupt, Stopped) as error:
-            raise NotSaved(f"database {self._database.name!r}: {error}") from error
+            kept = f"all of it is kept in {stage.data}, and another life of this container tries again"
+            raise NotSaved(f"database {self._database.name!r} is not archived: {error}; {kept}") from error
         self._end(told)
         return self._kept()
 
@@ -430,49 +437,78 @@ class PostgresBattery:
             self._wanted = False
 
     def _finish(self) -> None:
-        """Shut the server down for good, with everything in the cluster; on the way, learn what it is."""
+        """Shut the server down for good, with everything in the cluster. One that crashes meanwhile recovers first."""
         self._stop_serving()
+        self._stage.drop_ballast()
         with self._serving:
-            connection = self._still_there() or self._recover()
-            with closing(connection), sessions.told(f"finishing database {self._database.name!r}"):
-                self._write_configuration(CLOSED)
-                assert self._postmaster is not None
-                self._postmaster.reload()
-                sessions.end_clients(connection, self._closed.is_set)
-                names = sessions.databases(connection)
-                record = self._record(connection, names)
-                frozen = sessions.freeze(self._connect, names, self._database.freeze, self._say, self._closed.is_set)
-                self._say("checkpoint")
-                sessions.checkpoint(connection)
-            self._say("shutting down")
-            self._postmaster.stop(_SHUTDOWN)
-            control = read_control(self._stage.data)
-            if not control.is_clean:
-                raise PeerFailed(
-                    f"the cluster says of itself that it is {control.condition!r}, not 'shut down'; nothing is archived"
-                )
-            archive.check_whole(self._stage.data)
-            archive.write_record(self._stage.data, record, self._who)
-            self._stage.reach(STOPPED, frozen=frozen)
+            for life in range(_LIVES):
+                try:
+                    self._shut_down()
+                    return
+                except PeerFailed as error:
+                    if life == _LIVES - 1 or self._closed.is_set() or not self._has_crashed():
+                        raise
+                    _logger.warning("the server crashed while it was to be shut down: %s", error)
+
+    def _shut_down(self) -> None:
+        """Shut the server down, closed, frozen and after a checkpoint; before, learn what it is."""
+        connection = self._still_there() or self._recover()
+        with closing(connection), sessions.told(f"finishing database {self._database.name!r}"):
+            self._note_crash(connection)
+            self._write_configuration(CLOSED)
+            assert self._postmaster is not None
+            self._postmaster.reload()
+            sessions.end_clients(connection, self._closed.is_set)
+            names = sessions.databases(connection)
+            record = self._record(connection, names)
+            frozen = sessions.freeze(self._connect, names, self._database.freeze, self._say, self._closed.is_set)
+            self._say("checkpoint")
+            sessions.checkpoint(connection)
+        self._say("shutting down")
+        self._postmaster.stop(_SHUTDOWN)
+        control = read_control(self._stage.data)
+        if not control.is_clean:
+            raise PeerFailed(f"the cluster says of itself that it is {control.condition!r}, not 'shut down'; nothing is archived")
+        archive.check_whole(self._stage.data)
+        archive.write_record(self._stage.data, record, self._who)
+        self._stage.reach(STOPPED, frozen=frozen)
 
     def _still_there(self) -> psycopg.Connection[Any] | None:
-        """Return a connection to the server, None where it is gone."""
+        """Return a connection to the server; None where it is gone, or lets us in no more and was shut down."""
         if self._postmaster is None or self._postmaster.ended.is_set():
             return None
         try:
             return self._connect("postgres")
-        except PeerFailed:
-            if self._postmaster.ended.wait(_CLOSING):
-                return None
-            raise
+        except PeerFailed as error:
+            # Its clients have taken every connection, or a superuser among them our password.
+            _logger.warning("%s; it is begun again", error)
+        self._postmaster.stop(_SHUTDOWN)
+        self._adopt()
+        return None
 
     def _recover(self) -> psycopg.Connection[Any]:
         """Begin the server again: what it has not written yet is in its log."""
-        self._stage.note(
-            recovered=[*self._stage.notes.get("recovered", ()), "the server was not running when it was to be archived"]
-        )
-        self._stage.drop_ballast()
+        if not read_control(self._stage.data).is_clean:
+            self._note_recovery("the server was not running when it was to be archived")
         return self._begin()
+
+    def _note_recovery(self, why: str) -> None:
+        """Write down that there was a crash: what is not in the log, rows of unlogged tables, is gone."""
+        self._stage.note(recovered=[*self._stage.notes.get("recovered", ()), why])
+
+    def _note_crash(self, connection: psycopg.Connection[Any]) -> None:
+        began = sessions.began(connection)
+        if began != self._began:
+            self._began = began
+            self._note_recovery("a process of the server was killed, and all of them began again")
+
+    def _has_crashed(self) -> bool:
+        """Say whether the server is gone, or has recovered from the end of one of its processes."""
+        assert self._postmaster is not None
+        if not self._postmaster.ended.is_set():
+            with suppress(PeerFailed), sessions.told("looking"), closing(self._connect("postgres")) as connection:
+                return sessions.began(connection) != self._began
+        return self._postmaster.ended.is_set()
 
     def _record(self, connection: psycopg.Connection[Any], names: list[str]) -> dict[str, Any]:
         control = read_control(self._stage.data)

@@ -23,8 +23,9 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from sidecar.batteries.postgres.configuration import ADMIN, SESSION, Places, network_arguments, server_arguments
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 LOOK = 0.002  # seconds between two looks at the pid file
 _QUIT = 5.0  # seconds that SIGQUIT may take until it is SIGKILL
+_RELOAD = 10.0  # seconds until a configuration counts as read, whatever the server says: a broken one never does
+_HURRY = 20  # looks at a lock, one each 10 ms, between two looks at who holds it
 _FULL = "No space left on device"
 
 
@@ -68,6 +71,7 @@ class Postmaster:
         self.ended = threading.Event()
         self.status: int | None = None
         self.pid = 0
+        self._loaded = ""
         self._tail = Tail(hear)
         self._begun = threading.Event()
         self._error: OSError | None = None
@@ -78,10 +82,11 @@ class Postmaster:
         However long a recovery takes it is waited for, until `cancelled`: Stopped, and the server is gone. ConfigurationError
         where the port is taken, Unreachable where the disk is full, else PeerFailed with what the server said last.
         """
-        if self.server.listen:
-            _check_port(self.server.port)
         lock = hold(self.server.places, cancelled)
         try:
+            if self.server.listen:
+                # Not before: an earlier server of this cluster has the port until it is gone.
+                _check_port(self.server.port)
             threading.Thread(target=self._keep, args=(lock,), daemon=True, name="postmaster").start()
             self._begun.wait()
         finally:
@@ -95,35 +100,56 @@ class Postmaster:
                 if cancelled():
                     raise Stopped("the server was told to stop before it was ready")
             connection = self.connect()
-            connection.execute("SELECT 1")
+            self._loaded = _when_loaded(connection)
         except BaseException:
             self.kill()
             raise
         return connection
 
     def connect(self, database: str = "postgres", *, timeout: int = 60) -> psycopg.Connection[Any]:
-        """Return a connection of ADMIN's that commits each statement; PeerFailed."""
+        """Return a connection of ADMIN's that commits each statement; PeerFailed.
+
+        A server that recovers, since one of its processes was killed, is waited for.
+        """
         import psycopg
 
-        options = " ".join(f"-c {name}={text}" for name, text in SESSION)
-        try:
-            return psycopg.connect(
-                host=self.server.places.socket,
-                port=self.server.port,
-                user=ADMIN,
-                password=self.server.password,
-                dbname=database,
-                application_name="sidecar",
-                options=options,
-                connect_timeout=timeout,
-                autocommit=True,
-            )
-        except psycopg.Error as error:
-            raise PeerFailed(f"the server does not let its own battery in: {_line(error)}") from None
+        while True:
+            try:
+                return self._connect(database, timeout)
+            except psycopg.Error as error:
+                said = _line(error)
+            if "the database system is" not in said or "shutting down" in said or self.ended.wait(10 * LOOK):
+                break
+        if database == "postgres" and '"postgres"' in said:
+            # Its owner may have dropped or closed it. This one is the server's own, but it is not made a database of meanwhile.
+            return self.connect("template1", timeout=timeout)
+        raise PeerFailed(f"the server does not let its own battery in: {said}")
+
+    def _connect(self, database: str, timeout: int) -> psycopg.Connection[Any]:
+        import psycopg
+
+        return psycopg.connect(
+            host=self.server.places.socket,
+            port=self.server.port,
+            user=ADMIN,
+            password=self.server.password,
+            dbname=database,
+            application_name="sidecar",
+            options=" ".join(f"-c {name}={text}" for name, text in SESSION),
+            connect_timeout=timeout,
+            autocommit=True,
+        )
 
     def reload(self) -> None:
-        """Have the server read its configuration again."""
+        """Have the server read its configuration again; return when it holds for whoever connects from now on."""
         self._send(signal.SIGHUP)
+        end = time.monotonic() + _RELOAD
+        while not self.ended.is_set() and time.monotonic() < end:
+            with closing(self.connect()) as connection:
+                loaded = _when_loaded(connection)
+            if loaded != self._loaded:
+                self._loaded = loaded
+                return
 
     def stop(self, timeout: float) -> None:
         """Shut the server down and return when it is gone. PeerFailed where it took too long, and was made to end: it is unclean.
@@ -202,11 +228,22 @@ class Postmaster:
         return PeerFailed(f"the server {what}{status}: {said or 'it said nothing'}")
 
 
+def _when_loaded(connection: psycopg.Connection[Any]) -> str:
+    """Return when the configuration was read that this connection was let in under. PeerFailed."""
+    import psycopg
+
+    try:
+        row = connection.execute("SELECT pg_conf_load_time()::text").fetchone()
+    except psycopg.Error as error:
+        raise PeerFailed(f"the server does not answer: {_line(error)}") from None
+    return str(row[0]) if row else ""
+
+
 def hold(places: Places, cancelled: Cancelled) -> int:
     """Return a descriptor with the lock that only processes of this cluster hold, as soon as none of them lives; Stopped."""
     fd = os.open(f"{places.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     never = threading.Event()
-    told = False
+    looks = 0
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,24 +255,48 @@ def hold(places: Places, cancelled: Cancelled) -> int:
         if cancelled():
             os.close(fd)
             raise Stopped(f"{places.data}: told to stop while processes of an earlier server still lived")
-        if not told:
-            _hurry(places.data)
-            told = True
+        if looks % _HURRY == 0:
+            _hurry(fd, places.data, first=looks == 0)
+        looks += 1
         never.wait(0.01)
 
 
-def _hurry(data: str) -> None:
-    """Ask a server that an earlier battery left to shut down, should it not know: its pid file is true, for it lives."""
-    pid = _pid_said(data)
+def _hurry(lock: int, data: str, *, first: bool) -> None:
+    """Have what an earlier battery left come to its end: a server is asked to shut down, should it not know.
+
+    Where there is none any more, its processes are killed: one that is busy with a query would not notice before its end that
+    its server is gone, and keep it from being begun again.
+    """
+    path = os.readlink(f"/proc/self/fd/{lock}")
+    holders = {pid: _arguments(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _holds(pid, path)}
+    servers = [pid for pid, arguments in holders.items() if b"-D" in arguments[1:3]]
+    asked = [pid for pid in servers if first and os.fsencode(data) in holders[pid][1:3]]
+    for pid in asked if servers else holders:
+        with suppress(OSError):
+            process = os.pidfd_open(pid)
+            try:
+                if _holds(pid, path):  # it is still the one that was looked at
+                    signal.pidfd_send_signal(process, signal.SIGINT if servers else signal.SIGKILL)
+            finally:
+                os.close(process)
+
+
+def _holds(pid: int, path: str) -> bool:
+    """Say whether a process has a file open. No copy of ours does, that is about to become a program of its own."""
+    try:
+        if os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe"):
+            return False
+        return any(os.readlink(each.path) == path for each in os.scandir(f"/proc/{pid}/fd"))
+    except OSError:  # it is gone, or not for us to look at
+        return False
+
+
+def _arguments(pid: int) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            arguments = file.read(4096).split(b"\0")
+            return file.read(4096).split(b"\0")
     except OSError:
-        return
-    # The pid may be another's by now: then this is not the command line of our server.
-    if os.fsencode(data) in arguments[1:3]:
-        with suppress(OSError):
-            os.kill(pid, signal.SIGINT)
+        return []
 
 
 def read_control(data: str) -> Control:

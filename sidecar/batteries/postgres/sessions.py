@@ -104,7 +104,10 @@ def give_default(connection: Connection, owner: str) -> None:
 
 def databases(connection: Connection) -> list[str]:
     """Return the databases that can be connected to, by name."""
-    found = connection.execute('SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname COLLATE "C"')
+    # One whose removal was cut off has a limit of -2, and lets in nobody.
+    found = connection.execute(
+        'SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname COLLATE "C"'
+    )
     return [row[0] for row in found]
 
 
@@ -182,6 +185,18 @@ def activity(connection: Connection) -> Activity:
     return Activity(*row)
 
 
+def began(connection: Connection) -> str:
+    """Return what is another one each time that all processes of a server begin anew, after one of them was killed."""
+    never = threading.Event()
+    while True:
+        found = connection.execute(
+            "SELECT pid, backend_start FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+        ).fetchone()
+        if found is not None:
+            return f"{found[0]} {found[1]}"
+        never.wait(_LOOK / 10)  # a server that has just begun takes connections before all of its own are there
+
+
 # --- before it is shut down for good -----------------------------------------------------------------------------------
 
 
@@ -228,7 +243,8 @@ def freeze(connect: Connect, names: Sequence[str], policy: str, tell: Callable[[
                 if cancelled():
                     raise Stopped("told to stop while tables were frozen")
                 tell(f"freezing {schema}.{table} of database {database!r}")
-                connection.execute(sql.SQL("VACUUM (FREEZE) {}").format(sql.Identifier(schema, table)))
+                # A transaction that was prepared may have it locked, and would for ever.
+                connection.execute(sql.SQL("VACUUM (FREEZE, SKIP_LOCKED) {}").format(sql.Identifier(schema, table)))
                 frozen += 1
     return frozen
 
