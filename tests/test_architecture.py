@@ -54,6 +54,7 @@ PURE = (
     "batteries/postgres/configuration.py",
     "batteries/postgres/contents.py",
     "batteries/postgres/control.py",
+    "batteries/postgres/visibility.py",
     "coordination/protocol.py",
     "mount/protocol.py",
     "parameters/*.py",

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from sidecar.batteries.postgres.configuration import ADMIN
 from sidecar.batteries.postgres.programs import Cancelled
+from sidecar.batteries.postgres.visibility import all_frozen, all_visible
 from sidecar.errors import ConfigurationError, PeerFailed
 from sidecar.store import Stopped
 from sidecar.values import value
@@ -228,32 +229,36 @@ def slots(connection: Connection) -> list[str]:
 
 
 def freeze(connect: Connect, names: Sequence[str], policy: str, tell: Callable[[str], None], cancelled: Cancelled) -> int:
-    """Freeze tables by policy (`auto`, `always`, `never`), so that reading them later changes no page; return how many.
+    """Vacuum tables by policy (`auto`, `always`, `never`), so that reading them later changes no page; return how many.
 
-    `auto` takes those of which less than half is all-visible: new ones, loaded and never looked at. One that was
-    frozen and then changed here and there is left alone, as freezing it again would change more pages than it saves.
+    `auto` takes those with a page that a reader would change: such a page was changed itself, and is stored again anyway.
+    `always` freezes, too, which changes every page that never was.
     """
     if policy == "never":
         return 0
+    vacuum = sql.SQL("VACUUM (FREEZE, INDEX_CLEANUP TRUE) {}" if policy == "always" else "VACUUM (INDEX_CLEANUP TRUE) {}")
+    count = all_frozen if policy == "always" else all_visible
     frozen = 0
     for database in names:
         with connect(database) as connection:
-            tables = connection.execute(_UNFROZEN, [policy == "always"]).fetchall()
-            for schema, table in tables:
+            checkpoint(connection)  # the maps are read as they are on disk
+            for schema, table, pages, block, fork in connection.execute(_TABLES).fetchall():
+                if count(fork or b"", block) >= pages:
+                    continue
                 if cancelled():
-                    raise Stopped("told to stop while tables were frozen")
-                tell(f"freezing {schema}.{table} of database {database!r}")
-                # A transaction that was prepared may have it locked, and would for ever.
-                connection.execute(sql.SQL("VACUUM (FREEZE, SKIP_LOCKED) {}").format(sql.Identifier(schema, table)))
+                    raise Stopped("told to stop while tables were vacuumed")
+                tell(f"vacuuming {schema}.{table} of database {database!r}")
+                connection.execute(vacuum.format(sql.Identifier(schema, table)))
                 frozen += 1
     return frozen
 
 
-_UNFROZEN = """
-SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'pg_catalog' AND n.nspname NOT LIKE 'pg_toast%%'
-AND pg_relation_size(c.oid) > 0
-AND (%s OR c.relallvisible < pg_relation_size(c.oid) / current_setting('block_size')::int / 2.0)
+# Of each table its pages, and its visibility map, of which 64 MiB stand for 2 TiB.
+_TABLES = """
+SELECT n.nspname, c.relname, pg_relation_size(c.oid) / s.block, s.block,
+    pg_read_binary_file(pg_relation_filepath(c.oid) || '_vm', 0, 67108864, true)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, (SELECT current_setting('block_size')::int AS block) s
+WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' AND pg_relation_size(c.oid) > 0
 ORDER BY pg_relation_size(c.oid) DESC"""
 
 
