@@ -16,7 +16,9 @@ from processes import forked
 
 from sidecar.errors import NotSaved, SourceMissing
 from sidecar.store import Bundle, Entry, Stopped, Store, open_store
+from sidecar.store import compress as compress_module
 from sidecar.store import upload as upload_module
+from sidecar.store.compress import compress, compress_each
 from sidecar.store.format import FILE, Table
 from sidecar.store.tree import walk
 from sidecar.testing import read_tree
@@ -403,6 +405,105 @@ def test_a_base_in_a_store_that_was_never_written_to_is_missing(store: Store, tr
     with pytest.raises(SourceMissing):
         store.resolve("data")
     assert store.save(tree, "data", base=base).bytes == base.bytes
+
+
+# --- files of very many chunks -----------------------------------------------------------------------------------------
+
+CUT = 4100  # neither a segment of a table nor a block is so many of these
+
+
+def cut_oddly(path: str, size: int) -> int:
+    return CUT
+
+
+def write_at(path: Path, *chunks: int) -> None:
+    with path.open("r+b") as file:
+        for chunk in chunks:
+            file.seek(chunk * CUT)
+            file.write(os.urandom(20))
+
+
+@pytest.fixture
+def relation(tree: Path) -> Path:
+    """A file of two segments, every third chunk of which can be made smaller; the first and the last are there twice."""
+    chance = random.Random(12)
+    chunks = [(b"%d " % number * CUT)[:CUT] if number % 3 == 0 else chance.randbytes(CUT) for number in range(5000)]
+    (tree / "relation").write_bytes(b"".join([*chunks, chunks[0], chunks[-1], b"rest"]))
+    return tree / "relation"
+
+
+def test_of_a_file_whose_blocks_end_anywhere_only_what_changed_is_stored_again(
+    store: Store, relation: Path, tree: Path, tmp_path: Path
+) -> None:
+    first = store.save(tree, "data", chunk_size=cut_oddly)
+    lengths = [piece.length for piece in entry_of(store, first, "relation").pieces]
+    assert lengths == [CUT] * 5002 + [4]
+    check_same(store, first, tree, tmp_path)
+    changed = (0, 510, 511, 4094, 4095, 4096, 4097, 4999, 5001)
+    write_at(relation, *changed)
+    second = store.save(tree, "data", chunk_size=cut_oddly)
+    assert second.stored < len(changed) * CUT + 5003 * 52
+    check_same(store, second, tree, tmp_path)
+    os.utime(relation, ns=(0, 1))
+    assert store.save(tree, "data", chunk_size=cut_oddly).stored == 0, "its table, too, is where it was"
+
+
+def test_a_file_that_grew_or_became_short_has_of_its_chunks_what_was_there(
+    store: Store, relation: Path, tree: Path, tmp_path: Path
+) -> None:
+    store.save(tree, "data", chunk_size=cut_oddly)
+    whole = relation.read_bytes()
+    for size in (5000 * CUT, 20 * CUT + 1, 4097 * CUT, 5002 * CUT):
+        relation.write_bytes(whole[:size])
+        bundle = store.save(tree, "data", chunk_size=cut_oddly, base=store.bundles("data")[0])
+        assert bundle.stored <= CUT + 5003 * 52
+        check_same(store, bundle, tree, tmp_path)
+
+
+def test_of_an_object_that_was_lost_only_the_chunks_in_it_are_stored_again(
+    store: Store, relation: Path, tree: Path, tmp_path: Path
+) -> None:
+    store.save(tree, "data", chunk_size=cut_oddly)
+    write_at(relation, 7, 300, 4200)
+    second = store.save(tree, "data", chunk_size=cut_oddly)
+    pieces = entry_of(store, second, "relation").pieces
+    lost = pieces[300].object
+    assert lost not in (pieces[299].object, pieces[301].object)
+    store._objects.remove(f"objects/{lost[:2]}/{lost}")
+    os.utime(relation, ns=(0, 1))
+    third = store.save(tree, "data", chunk_size=cut_oddly)
+    assert 0 < third.stored <= 3 * CUT, "as it was, under its name; so the table is where it was"
+    assert store.verify(third) == third.bytes
+
+
+def test_a_table_that_is_damaged_is_told_once_however_many_look_into_it(
+    store: Store, relation: Path, tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = store.save(tree, "data", chunk_size=cut_oddly)
+    pieces = entry_of(store, first, "relation").pieces
+    assert isinstance(pieces, Table)
+    object_ = pieces.segments[1].piece.object
+    store._objects.put(f"objects/{object_[:2]}/{object_}", bytes(pieces.segments[1].piece.end + 1000), anew=True)
+    bundle = store.save(tree, "data", chunk_size=cut_oddly)
+    assert 1 <= caplog.text.count("file 'relation'") <= 4, "once for each thread, at worst"
+    segment = 4096 * CUT
+    assert bundle.stored < bundle.bytes - segment / 2, "what its first segment says is used"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("cut", [PAGE, 12_345, MIB // 2])
+def test_chunks_compressed_in_one_call_are_what_they_are_each_compressed_alone(
+    cut: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(3)
+    view = memoryview(b"".join(chance.choice((b"text %d " % n * 2000, chance.randbytes(15_000))) for n in range(90)))
+    monkeypatch.setattr(compress_module, "_AT_ONCE", at_once and compress_module._AT_ONCE)
+    starts = [start for start in range(0, len(view), cut) if chance.random() < 0.8]
+    alone = [compress(view[start : start + cut]) for start in starts]
+    assert compress_each(view, cut, starts) == alone
+    assert compress_each(view, cut, starts[-1:]) == alone[-1:]
+    assert compress_each(view, cut, []) == []
+    assert cut > PAGE or None in alone
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------

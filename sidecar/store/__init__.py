@@ -6,8 +6,8 @@
 
 format.py and table.py decide what bytes mean and reference.py how people name a bundle (all pure); compress.py makes them
 fewer; objects.py has bytes by name; tree.py opens directories without following links; upload.py and download.py move content;
-selection.py says which part of a bundle is wanted; upkeep.py keeps prunes and uploads apart; bundles.py puts all together, in the
-order that the promises rest on.
+places.py knows what is stored already; selection.py says which part of a bundle is wanted; upkeep.py keeps prunes and uploads
+apart; bundles.py puts all together, in the order that the promises rest on.
 """
 
 from sidecar.store.bundles import Store, open_store

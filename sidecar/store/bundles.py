@@ -22,10 +22,11 @@ from sidecar.store import format as form
 from sidecar.store.format import DIRECTORY, FILE, LINK, Base, Bundle, Change, Entry, Malformed, Move, Piece, Repo, Segment, Table
 from sidecar.store.manifests import Loaded, Manifests
 from sidecar.store.objects import Objects, open_objects
+from sidecar.store.places import Known
 from sidecar.store.remote import Patience
 from sidecar.store.table import Pieces
 from sidecar.store.upkeep import Announcement, Checked, Pruned
-from sidecar.store.upload import ChunkSize, How, Inspect, Known, LeaveOut, Uploaded, upload
+from sidecar.store.upload import ChunkSize, How, Inspect, LeaveOut, Uploaded, upload
 from sidecar.store.work import Cancelled, Meter, Progress
 
 _LISTED = 20  # names in an error message; more are counted
@@ -430,9 +431,9 @@ def _distinct(*bundles: Bundle | None) -> list[Bundle]:
 def _known(befores: list[Loaded]) -> Known:
     """Return where the chunks of bundles lie; what several hold is the first one's."""
     chunks: dict[str, Piece] = {}
-    tables: dict[str, tuple[Table, ...]] = {}
+    tables: dict[str, tuple[Pieces, ...]] = {}
     for entry in chain.from_iterable(before.entries for before in reversed(befores)):
-        if isinstance(entry.pieces, Table):
+        if isinstance(entry.pieces, Pieces):
             tables[entry.path] = (entry.pieces, *tables.get(entry.path, ()))
             chunks |= {segment.piece.hash: segment.piece for segment in entry.pieces.segments}
         else:

@@ -9,6 +9,9 @@ differ between releases of zstd, so nothing but the names of objects may depend 
 from __future__ import annotations
 
 import threading
+from array import array
+from collections.abc import Sequence
+from itertools import chain
 
 import zstandard
 
@@ -17,6 +20,7 @@ from sidecar.store.format import Malformed
 LEVEL = 1
 _SAMPLE = 64 << 10
 _GAIN = 16
+_AT_ONCE = "multi_compress_to_buffer" in zstandard.backend_features
 
 
 class _Contexts(threading.local):
@@ -39,6 +43,17 @@ def compress(data: memoryview | bytes) -> bytes | None:
             return None
     frame = _contexts.compressor.compress(data)
     return frame if _saves(len(frame), length) else None
+
+
+def compress_each(view: memoryview, cut: int, starts: Sequence[int]) -> list[bytes | None]:
+    """Return of each chunk of `view` that begins at one of `starts`, and is of `cut` bytes or the last, what `compress` would."""
+    chunks = [view[start : start + cut] for start in starts]
+    if cut > 4 * _SAMPLE or len(chunks) < 2 or not _AT_ONCE:
+        return [compress(chunk) for chunk in chunks]
+    # One call: with one for each, around which threads wait for each other, a save of pages of 8 KiB took a fifth longer.
+    segments = array("Q", chain.from_iterable((start, len(chunk)) for start, chunk in zip(starts, chunks, strict=True)))
+    frames = _contexts.compressor.multi_compress_to_buffer(zstandard.BufferWithSegments(view, segments.tobytes()))
+    return [frames[number].tobytes() if _saves(len(frames[number]), len(chunk)) else None for number, chunk in enumerate(chunks)]
 
 
 def _saves(compressed: int, length: int) -> bool:

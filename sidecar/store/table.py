@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from operator import ge
 from typing import overload
 
 from sidecar.store.format import LARGEST_CHUNK, LARGEST_OBJECT, Malformed, Piece, Segment, Table
@@ -59,16 +60,53 @@ class Chunks:
 
     def append(self, piece: Piece) -> None:
         """Have `piece` at the end."""
-        number = _OWN
-        if piece.pack:
-            number = self.numbers.setdefault(piece.pack, len(self.objects))
-            if number == len(self.objects):
-                self.objects.append(piece.pack)
-        self.object_of.append(number)
-        self.lengths.append(piece.length)
-        self.stored.append(piece.stored)
-        self.offsets.append(piece.offset)
-        self.hashes += bytes.fromhex(piece.hash)
+        hash_, length, pack, offset, stored = piece
+        self.object_of.append(self._number(pack) if pack else _OWN)
+        self.lengths.append(length)
+        self.stored.append(stored)
+        self.offsets.append(offset)
+        self.hashes += bytes.fromhex(hash_)
+
+    def extend(self, pieces: Sequence[Piece]) -> None:
+        """Have `pieces`, of which there is one at least, at the end."""
+        hashes, lengths, packs, offsets, stored = zip(*pieces, strict=True)
+        numbers = {each: self._number(each) if each else _OWN for each in dict.fromkeys(packs)}
+        self.object_of.extend(map(numbers.__getitem__, packs))
+        self.lengths.extend(lengths)
+        self.stored.extend(stored)
+        self.offsets.extend(offsets)
+        self.hashes += bytes.fromhex("".join(hashes))
+
+    def copy(self, other: Chunks, start: int, stop: int, named: Callable[[str], str] = str) -> None:
+        """Have some of another's chunks at the end, whose objects `named` has a name for."""
+        # Whole columns at a time: a Piece for each of the pages of a database took as long as reading and hashing them.
+        objects = other.object_of[start:stop]
+        numbers = {each: self._number(named(other.objects[each])) for each in dict.fromkeys(objects) if each != _OWN}
+        numbers[_OWN] = _OWN
+        self.object_of.extend(map(numbers.__getitem__, objects))
+        self.lengths += other.lengths[start:stop]
+        self.stored += other.stored[start:stop]
+        self.offsets += other.offsets[start:stop]
+        self.hashes += other.hashes[32 * start : 32 * stop]
+
+    def ends(self, start: int, stop: int) -> dict[str, int]:
+        """Return the objects that some of the chunks lie in, and how long each is at least."""
+        ends: dict[str, int] = {}
+        columns = (self.object_of, self.offsets, self.stored, self.lengths)
+        for number, (object_, offset, stored, length) in enumerate(
+            zip(*(each[start:stop] for each in columns), strict=True), start
+        ):
+            name = self.hashes[32 * number : 32 * number + 32].hex() if object_ == _OWN else self.objects[object_]
+            end = offset + (stored or length)
+            if end > ends.get(name, 0):
+                ends[name] = end
+        return ends
+
+    def _number(self, object_: str) -> int:
+        number = self.numbers.setdefault(object_, len(self.objects))
+        if number == len(self.objects):
+            self.objects.append(object_)
+        return number
 
     def encode(self) -> bytes:
         """Return the bytes of a segment."""
@@ -99,14 +137,15 @@ def _check(chunks: Chunks, segment: Segment) -> None:
         raise Malformed("its chunks do not add up")
     if max(chunks.offsets) > LARGEST_OBJECT - LARGEST_CHUNK:
         raise Malformed("a chunk lies beyond the end of any object")
-    for number, object_ in enumerate(chunks.object_of):
-        if chunks.stored[number] >= chunks.lengths[number]:
-            raise Malformed("a chunk is longer compressed than not")
-        if object_ == _OWN:
-            if chunks.offsets[number] or chunks.stored[number]:
+    if any(map(ge, chunks.stored, chunks.lengths)):
+        raise Malformed("a chunk is longer compressed than not")
+    objects = {*chunks.object_of}
+    if _OWN in objects:
+        for number, object_ in enumerate(chunks.object_of):
+            if object_ == _OWN and (chunks.offsets[number] or chunks.stored[number]):
                 raise Malformed("a chunk that is an object of its own does not begin there")
-        elif object_ >= len(chunks.objects):
-            raise Malformed("a chunk lies in an object that the table does not name")
+    if max(objects - {_OWN}, default=-1) >= len(chunks.objects):
+        raise Malformed("a chunk lies in an object that the table does not name")
 
 
 class Pieces(Table):
@@ -148,6 +187,15 @@ class Pieces(Table):
             chunks = self.chunks(number)
             for each in range(segment.chunks):
                 yield chunks[each]
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[Chunks, int, int]]:
+        """Yield the columns that hold the chunks from `start` on, up to `stop` or the last; and from where to where in each."""
+        stop = min(stop, len(self))
+        while start < stop:
+            segment = bisect_right(self._counts, start) - 1
+            begin, end = self._counts[segment], min(stop, self._counts[segment + 1])
+            yield self.chunks(segment), start - begin, end - begin
+            start = end
 
     def chunks(self, number: int) -> Chunks:
         """Return the chunks of a segment."""

@@ -5,8 +5,9 @@ Content is cut and packed the same way from the same tree, so an upload that beg
 A file is read through one descriptor, and counted as read only if size, mtime and ctime are the same before and after.
 
 Threads read, hash, compress and store; one thread, the caller's, has the order in which chunks go into packs. A pack has a
-name only once it is full, so until the end a chunk in it lies in `#0`, `#1`, ...: see _Pack. In memory at once: a chunk and what
-it is compressed to for each thread, a few packs, and 52 bytes for each chunk of the files whose chunks lie in those.
+name only once it is full, so until the end a chunk in it lies in `#0`, `#1`, ...: see _Pack. In memory at once: for each
+thread a chunk or 2 MiB of small ones, and what it is compressed to; a few packs; 52 bytes for each chunk of the files whose
+chunks lie in those.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import mmap
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from blake3 import blake3
 
-from sidecar.errors import Corrupt, Fault, NotSaved, ParametersError
-from sidecar.store.compress import compress
-from sidecar.store.format import CHUNK, FILE, LINK, MIB, SMALL, SMALLEST_CUT, Entry, Piece, Segment, Table, object_name
+from sidecar.errors import Fault, NotSaved, ParametersError
+from sidecar.store.compress import compress, compress_each
+from sidecar.store.format import CHUNK, FILE, LINK, MIB, SMALL, SMALLEST_CUT, Entry, Piece, Segment, object_name
 from sidecar.store.objects import Objects
+from sidecar.store.places import Known, Places, Run
 from sidecar.store.second import LOOK, Caller, Second, begin_second, is_worth_it
 from sidecar.store.table import INLINE, SEGMENT, Chunks, Pieces
 from sidecar.store.tree import SPECIAL, Directories, Found, Seen, kind, seen_of, split, walk
@@ -41,7 +44,6 @@ _BATCH = 256  # small files that one of two processes reads at a time, of at mos
 _SLOTS = 8  # batches that the second process is ahead
 _IN_VAIN = 16  # chunks; of 20,000 files of random bytes trying each took a tenth of the time
 _THREADS = 4  # a request to store waits for little else than the network; each has a chunk in memory up to four times
-_REMEMBERED = 1 << 17  # chunks of large files whose equals are found in this upload: some 50 MiB, however large the files
 _logger = logging.getLogger(__name__)
 
 ChunkSize = Callable[[str, int], int]
@@ -52,14 +54,6 @@ LeaveOut = Callable[[str], bool]
 
 Inspect = Callable[[str, int, memoryview], None]
 """Given the path of a file, an offset and the bytes that are kept of it from there on: raises a SidecarError to end the save."""
-
-
-@value
-class Known:
-    """What other bundles hold: chunks by hash, and by path the lists of those too many to be remembered."""
-
-    chunks: Mapping[str, Piece]
-    tables: Mapping[str, tuple[Table, ...]]
 
 
 @value
@@ -106,8 +100,7 @@ class _Changed(Exception):
     """The file is not what it was when its reading began."""
 
 
-@value
-class _Chunk:
+class _Chunk(NamedTuple):
     """A chunk that was read. Where it lies; or what is to be packed of it: `data`, a frame where that is shorter than it."""
 
     hash: str
@@ -117,15 +110,20 @@ class _Chunk:
     stored: int = 0
 
 
-_Read = list[_Chunk] | OSError | None
+def _frame(chunk: _Chunk) -> int:
+    """Return how long the frame is that is to be packed of a chunk; 0 where that is the chunk as it is."""
+    return len(chunk.data) if len(chunk.data) < chunk.length else 0
+
+
+_Read = list[list[_Chunk] | Run] | OSError | None
 """What comes of reading a block. None: the file has become too short for it. An error is no exception: the upload may go on."""
 
 
 class _Reading:
     """One file being read: its descriptor, its stat before, how it is cut, and the chunks that have come back."""
 
-    def __init__(self, found: Found, fd: int, cut: int, before: tuple[Table, ...]) -> None:
-        self.path, self.fd, self.cut, self.before = found.path, fd, cut, before
+    def __init__(self, found: Found, fd: int, cut: int) -> None:
+        self.path, self.fd, self.cut = found.path, fd, cut
         self.seen = seen_of(os.fstat(fd))
         self.block = cut if cut > SMALL else max(cut, _BLOCK // cut * cut)
         size = self.seen.size
@@ -140,49 +138,6 @@ class _Reading:
             raise self.error
         if self.changed or seen_of(os.fstat(self.fd)) != self.seen:
             raise _Changed
-
-
-class _Places:
-    """Where chunks lie: those that this upload stored, and the known ones whose objects are still there.
-
-    An object that was lost since must not take a new bundle with it, so each is looked for once, when it is first needed.
-    """
-
-    def __init__(self, objects: Objects, known: Mapping[str, Piece]) -> None:
-        self._objects, self._known = objects, known
-        self._placed: dict[str, Piece] = {}
-        self._sizes: dict[str, int] = {}
-        self._needed: dict[str, int] = {}
-        self._remembered = 0
-        for piece in known.values():
-            self._needed[piece.object] = max(piece.end, self._needed.get(piece.object, 0))
-
-    def get(self, hash_: str) -> Piece | None:
-        """Return where a chunk lies, None where it is new. Safe in threads: at worst two of them ask for the same size."""
-        return self._placed.get(hash_) or (self._known[hash_] if self.is_known(hash_) else None)
-
-    def is_known(self, hash_: str) -> bool:
-        """Say whether a chunk is known from another bundle, and its object is whole."""
-        piece = self._known.get(hash_)
-        return piece is not None and self.is_whole(piece)
-
-    def add(self, piece: Piece, *, many: bool = False) -> None:
-        """Have a chunk found by those that come later; those of files of `many` only as far as there is room."""
-        if many:
-            if self._remembered >= _REMEMBERED:
-                return
-            self._remembered += 1
-        self._placed.setdefault(piece.hash, piece)
-
-    def is_whole(self, piece: Piece) -> bool:
-        """Say whether the object that a known chunk lies in is there and long enough."""
-        # A pack that is cut short is given up as a whole: cut the same way from the same files, it is made good under its name.
-        if piece.object not in self._sizes:
-            try:
-                self._sizes[piece.object] = self._objects.size(object_name(piece.object))
-            except FileNotFoundError:
-                self._sizes[piece.object] = -1
-        return self._sizes[piece.object] >= max(piece.end, self._needed.get(piece.object, 0))
 
 
 class _Pack:
@@ -214,6 +169,14 @@ class _Pack:
         self._used += stored or length
         return piece
 
+    def keep_all(self, chunks: Sequence[_Chunk]) -> list[Piece]:
+        """Put chunks into the pack, one after the other, and return where they lie; none where there is not room for all."""
+        data = b"".join([chunk.data for chunk in chunks])
+        if self._used + len(data) > self._objects.pack:
+            return []
+        self.room(len(data))[:] = data
+        return [self.keep(chunk.hash, chunk.length, _frame(chunk)) for chunk in chunks]
+
     def seal(self) -> None:
         """Have what was kept stored, and begin anew."""
         if not self._used:
@@ -237,6 +200,10 @@ class _Pack:
         """Return a piece with the name of its pack, which has been sealed."""
         hash_, length, pack, offset, stored = piece  # not by _replace, which takes four times as long, for each file
         return Piece(hash_, length, self.names[pack], offset, stored) if pack[:1] == "#" else piece
+
+    def name(self, pack: str) -> str:
+        """Return the name of a pack, which has been sealed or had it before."""
+        return self.names.get(pack, pack)
 
 
 def _batches(files: list[Found]) -> Iterator[list[Found]]:
@@ -269,9 +236,9 @@ class _Upload:
         sealing: ThreadPoolExecutor,
         how: How,
     ) -> None:
-        self._objects, self._tree, self._known, self._meter, self._window = objects, tree, known, meter, window
+        self._objects, self._tree, self._meter, self._window = objects, tree, meter, window
         self._how = how
-        self._placed = _Places(objects, known.chunks)
+        self._placed = Places(objects, known)
         self._pack = _Pack(objects, sealing)
         self._buffers = Buffers()
         self._open: set[int] = set()
@@ -458,7 +425,7 @@ class _Upload:
         parent, name = split(found.path)
         fd = os.open(name, _READ, dir_fd=self._tree.fd(parent))
         self._open.add(fd)
-        return _Reading(found, fd, self._cut(found), self._known.tables.get(found.path, ()))
+        return _Reading(found, fd, self._cut(found))
 
     def _cut(self, found: Found) -> int:
         cut = self._how.chunk_size(found.path, found.seen.size) if self._how.chunk_size is not None else 0
@@ -469,14 +436,15 @@ class _Upload:
     def _read_in_threads(self, found: Found, reading: _Reading) -> None:
         self._meter.check()
 
-        def took(block: _Read) -> None:
+        def took(length: int, block: _Read) -> None:
             self._take(reading, block)
-            self._meter.add(sum(chunk.length for chunk in block) if isinstance(block, list) else 0)
+            self._meter.add(length if isinstance(block, list) else 0)
             if not reading.missing:
                 self._end(found, reading)
 
         for offset in range(0, reading.seen.size, reading.block):
-            self._window.give(partial(self._block, reading, offset), took)
+            length = min(reading.block, reading.seen.size - offset)
+            self._window.give(partial(self._block, reading, offset), partial(took, length))
 
     def _compress(self, view: memoryview) -> bytes | None:
         """Compress a small chunk; where several in a row could not be, only now and then, until one can."""
@@ -493,7 +461,7 @@ class _Upload:
         self._meter.check()
         length = min(reading.block, reading.seen.size - offset)
         if _is_hole(reading.fd, offset, length):
-            return [self._zeros(min(reading.cut, length - start)) for start in range(0, length, reading.cut)]
+            return [[self._zeros(min(reading.cut, length - start)) for start in range(0, length, reading.cut)]]
         view = self._buffers.view(length)
         try:
             if not _fill(reading.fd, offset, view):
@@ -501,22 +469,31 @@ class _Upload:
         except OSError as error:
             return error
         self._inspect(reading.path, offset, view)
-        first = offset // reading.cut
-        return [
-            self._chunk(reading, first + number, view[start : start + reading.cut])
-            for number, start in enumerate(range(0, length, reading.cut))
-        ]
+        cut, at = reading.cut, 0
+        hashes = [blake3(view[start : start + cut]).hexdigest() for start in range(0, length, cut)]
+        read: list[list[_Chunk] | Run] = []
+        for run, count in self._placed.runs(reading.path, offset // cut, hashes):
+            end = at + count
+            read.append(run or self._chunks(cut, hashes[at:end], view[at * cut : end * cut]))
+            at = end
+        return read
 
     def _inspect(self, path: str, offset: int, view: memoryview) -> None:
         if self._how.inspect is not None:
             self._how.inspect(path, offset, view.toreadonly())
 
-    def _chunk(self, reading: _Reading, number: int, view: memoryview) -> _Chunk:
-        hash_, length = blake3(view).hexdigest(), len(view)
-        piece = self._placed.get(hash_) or self._in_tables(reading, number, hash_)
-        if piece is not None:
-            return _Chunk(hash_, length, piece)
-        frame = compress(view)
+    def _chunks(self, cut: int, hashes: Sequence[str], view: memoryview) -> list[_Chunk]:
+        pieces = list(map(self._placed.get, hashes))
+        starts = range(0, len(view), cut)
+        frames = iter(compress_each(view, cut, [start for start, piece in zip(starts, pieces, strict=True) if piece is None]))
+        return [
+            _Chunk(hash_, piece.length, piece) if piece else self._chunk(hash_, view[start : start + cut], next(frames))
+            for hash_, start, piece in zip(hashes, starts, pieces, strict=True)
+        ]
+
+    def _chunk(self, hash_: str, view: memoryview, frame: bytes | None) -> _Chunk:
+        """Return a new chunk, which is stored where it is large."""
+        length = len(view)
         if frame is not None and len(frame) <= SMALL:
             return _Chunk(hash_, length, None, frame)
         if length <= SMALL:
@@ -532,19 +509,6 @@ class _Upload:
         hash_, frame = _zeros(length)
         return _Chunk(hash_, length, self._placed.get(hash_), frame)
 
-    def _in_tables(self, reading: _Reading, number: int, hash_: str) -> Piece | None:
-        """Return where this chunk lies, if it was at the same place of the same file: what is too many is found so alone."""
-        for before in reading.before:
-            try:
-                piece = before[number] if number < len(before) else None
-            except Corrupt as error:
-                _logger.warning("%s; nothing of it is used again", error)
-                reading.before = tuple(each for each in reading.before if each is not before)
-                continue
-            if piece is not None and piece.hash == hash_ and self._placed.is_whole(piece):
-                return piece
-        return None
-
     def _take(self, reading: _Reading, block: _Read) -> None:
         reading.missing -= 1
         if isinstance(block, OSError):
@@ -554,19 +518,41 @@ class _Upload:
             reading.changed = True
             return
         many = isinstance(reading.pieces, Chunks)
-        for chunk in block:
-            self._stored += chunk.stored
-            piece = chunk.piece or self._placed.get(chunk.hash)
-            if piece is None:
-                piece = self._keep(chunk)
-            if not chunk.piece or not many:
+        for each in block:
+            if isinstance(each, Run):
+                self._take_run(reading, each)
+            else:
+                reading.pieces.extend(self._place(each, many=many))
+
+    def _place(self, chunks: Sequence[_Chunk], *, many: bool) -> list[Piece]:
+        """Return where chunks lie; what is new is in the pack then."""
+        new = {chunk.hash for chunk in chunks if chunk.piece is None}
+        if len(new) == len(chunks) and self._placed.are_new(new) and (pieces := self._pack.keep_all(chunks)):
+            for piece in pieces:
                 self._placed.add(piece, many=many)
-            reading.pieces.append(piece)
+            return pieces
+        return [self._place_one(chunk, many=many) for chunk in chunks]
+
+    def _place_one(self, chunk: _Chunk, *, many: bool) -> Piece:
+        self._stored += chunk.stored
+        piece = chunk.piece or self._placed.get(chunk.hash)
+        if piece is None:
+            piece = self._keep(chunk)
+        if not chunk.piece or not many:
+            self._placed.add(piece, many=many)
+        return piece
+
+    def _take_run(self, reading: _Reading, run: Run) -> None:
+        if isinstance(reading.pieces, Chunks):
+            reading.pieces.copy(*run)
+            return
+        for number in range(run.start, run.stop):  # the file has become short
+            self._placed.add(run.chunks[number])
+            reading.pieces.append(run.chunks[number])
 
     def _keep(self, chunk: _Chunk) -> Piece:
-        length = len(chunk.data)
-        self._pack.room(length)[:] = chunk.data
-        return self._pack.keep(chunk.hash, chunk.length, length if length < chunk.length else 0)
+        self._pack.room(len(chunk.data))[:] = chunk.data
+        return self._pack.keep(chunk.hash, chunk.length, _frame(chunk))
 
     def _end(self, found: Found, reading: _Reading, *, again: bool = False) -> None:
         try:
@@ -624,8 +610,7 @@ class _Upload:
 
     def _segment(self, chunks: Chunks, start: int) -> Segment:
         some = Chunks()
-        for number in range(start, min(start + SEGMENT, len(chunks))):
-            some.append(self._pack.named(chunks[number]))
+        some.copy(chunks, start, min(start + SEGMENT, len(chunks)), self._pack.name)
         data = some.encode()
         hash_ = blake3(data).hexdigest()
         piece = self._placed.get(hash_)
