@@ -91,10 +91,11 @@ class Tail:
         if self._hear is not None:
             self._hear(line)
 
-    def finish(self) -> None:
-        """Return when everything was read; not later than a second, should a grandchild hold the pipe."""
+    def finish(self, seconds: float = 1.0) -> bool:
+        """Return whether everything was read; not later than in so many seconds, should a grandchild hold the pipe."""
         if self._thread is not None:
-            self._thread.join(1.0)
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
 
     @property
     def lines(self) -> list[str]:
@@ -153,17 +154,25 @@ def run(
                 stdin.write(text.encode())
         except BrokenPipeError:
             pass  # it ended before it had read all of it; why, its status says
-        while True:
-            try:
-                process.wait(_LOOK)
-                break
-            except subprocess.TimeoutExpired:
-                if cancelled is not None and cancelled():
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                    raise Stopped(f"{os.path.basename(argv[0])}: told to stop") from None
-        tail.finish()
+        while not _has_ended(process, tail):
+            if cancelled is not None and cancelled():
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise Stopped(f"{os.path.basename(argv[0])}: told to stop")
     if process.returncode:
         why = tail.told("FATAL:", "PANIC:", "ERROR:", "error:", "fatal:") or f"status {process.returncode}"
         raise PeerFailed(f"{os.path.basename(argv[0])} failed: {why}")
     return tail.lines
+
+
+def _has_ended(process: subprocess.Popen[bytes], tail: Tail) -> bool:
+    """Return whether a program has ended, _LOOK later at most. Its output ends first; Popen.wait would look every 50 ms."""
+    if not tail.finish(_LOOK):
+        if process.poll() is None:
+            return False
+        tail.finish()
+    try:
+        process.wait(_LOOK)
+        return True
+    except subprocess.TimeoutExpired:
+        return False
