@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 
 import psycopg
@@ -33,7 +33,7 @@ from sidecar.store import Stopped
 PORT = 5432  # of no network: a part of the socket's name
 SESSION_OPTIONS = " ".join(f"-c {name}={text}" for name, text in SESSION)
 LOADING = {
-    # What is lost if the machine dies now is made again from the bundle; in the end, everything is synced.
+    # What is lost if the machine dies now is made again from the bundle. Whoever uses this syncs everything in the end.
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",
@@ -50,6 +50,7 @@ _QUIET = {
 }
 _OF_LIBRARIES = {"shared_preload_libraries", "dynamic_library_path", "extension_control_path"}
 _SHUTDOWN = 3600.0  # seconds; what ends it sooner is `cancelled`
+_KEPT, _TOLD = 200, 600  # lines of what a program says, characters of an error
 _LOOK = 0.05  # seconds between two looks at `cancelled`
 FULL = "No space left on device"
 _logger = logging.getLogger(__name__)
@@ -71,13 +72,35 @@ class Tools:
             "PGCONNECT_TIMEOUT": "60",
         }
 
-    def run(
-        self, installation: Installation, program: str, *arguments: str, hear: Callable[[str], None] | None = None
-    ) -> list[str]:
-        """Run a program of an installation, and return its last lines. PeerFailed, Stopped; ConfigurationError without it."""
+    def run(self, installation: Installation, program: str, *arguments: str) -> None:
+        """Run a program of an installation. PeerFailed with the first thing that went wrong; ConfigurationError without it."""
+        said = self.hear(installation, program, *arguments)
+        if said is not None:
+            raise PeerFailed(f"{program} failed: {_first_error(said)}")
+
+    def hear(self, installation: Installation, program: str, *arguments: str) -> list[str] | None:
+        """Run a program of an installation; return what it said where it failed, of that the beginning. None where it did not."""
         env = environment(installation.bindir, self._server.places.home, self._environment)
         argv = [installation.program(program), "--no-password", *arguments]
-        return run(argv, self._server.account, env, cancelled=self._cancelled, hear=hear)
+        lines: list[str] = []
+        try:
+            run(argv, self._server.account, env, cancelled=self._cancelled, hear=lambda line: keep_first(lines, line))
+        except PeerFailed as error:
+            return lines or [str(error)]
+        return None
+
+
+def keep_first(lines: list[str], line: str) -> None:
+    """Add a line, where there are not too many already."""
+    if len(lines) < _KEPT:
+        lines.append(line)
+
+
+def _first_error(said: list[str]) -> str:
+    """Return the first error of what a program said, with its details. With several processes, the last one is that one died."""
+    at = next((number for number, line in enumerate(said) if "error:" in line.lower()), len(said) - 1)
+    details = [line for line in said[at + 1 : at + 3] if line.startswith(("DETAIL:", "HINT:"))]
+    return " ".join([said[at], *details]).strip()[:_TOLD]
 
 
 @contextmanager
@@ -100,6 +123,18 @@ class Closed:
         self.connection, self.tools = connection, programs
         self.server, self.connect = postmaster.server, postmaster.connect
 
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Within it, `connection` is to template1, so that the database it was to may be made anew."""
+        self.connection.close()
+        self.connection = self.connect("template1")
+        yield
+        self.connection.close()
+        self.connection = self.connect()
+
+    def close(self) -> None:
+        self.connection.close()
+
 
 @contextmanager
 def serve(
@@ -116,10 +151,10 @@ def serve(
     _configure(stage)
     adopt(installation, places, who, password, settings, _logger.debug, cancelled)
     postmaster = Postmaster(Server(installation, places, who, PORT, password, settings, listen=False), _logger.debug)
-    with _ended_by(postmaster, cancelled), closing(postmaster.start(cancelled)) as connection:
-        with tools(stage, postmaster.server, cancelled) as programs:
-            yield Closed(postmaster, connection, programs)
-        connection.close()
+    with _ended_by(postmaster, cancelled):
+        connection = postmaster.start(cancelled)
+        with tools(stage, postmaster.server, cancelled) as programs, closing(Closed(postmaster, connection, programs)) as server:
+            yield server
         postmaster.stop(_SHUTDOWN)
     control = read_control(data)
     if not control.is_clean:
@@ -132,9 +167,10 @@ def of_libraries(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _configure(stage: Stage) -> None:
-    stage.write("postgresql.conf", postgresql_conf(shared_memory=False), 0o644)
-    stage.write("pg_hba.conf", CLOSED, 0o644)
-    stage.write("pg_ident.conf", "", 0o644)
+    texts = {"postgresql.conf": postgresql_conf(shared_memory=False), "pg_hba.conf": CLOSED, "pg_ident.conf": ""}
+    for name, text in texts.items():
+        if not text or stage.read(name) != text:
+            stage.write(name, text, 0o644)
 
 
 @contextmanager

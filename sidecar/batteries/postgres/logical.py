@@ -315,23 +315,24 @@ def put(server: Closed, installation: Installation, folder: str, dumps: Mapping[
     with sessions.told("loading roles"):
         tell("loading roles")
         put_roles(server.connection, read_script(f"{folder}/{GLOBALS}"), server.server.password)
-    restore = ["--jobs", JOBS, "--exit-on-error", "--format", "directory"]
-    # In template1 nobody is, so that the database that CREATE DATABASE is said in is not the one that is made anew.
-    server.connection.close()
-    with sessions.told("loading databases"), server.connect("template1") as connection:
-        for name, how in dumps.items():
-            tell(f"loading database {name!r}")
-            path = f"{folder}/databases/{how['dump']}"
-            if name == "template1":
-                server.tools.run(installation, "pg_restore", *restore, "--dbname", "template1", path)
-                continue
-            if name == "postgres":
-                connection.execute("DROP DATABASE postgres")
-            server.tools.run(installation, "pg_restore", *restore, "--create", "--dbname", "template1", path)
+    with sessions.told("loading databases"):
+        with server.elsewhere():
+            for name, how in dumps.items():
+                tell(f"loading database {name!r}")
+                _restore(server, installation, name, f"{folder}/databases/{how['dump']}")
         tell("analyzing")
         analyze(server, installation)
         for name in (name for name, how in dumps.items() if how.get("shut")):
-            set_reachable(connection, name, False)
+            set_reachable(server.connection, name, False)
+
+
+def _restore(server: Closed, installation: Installation, name: str, path: str) -> None:
+    """Make a database of a dump, with its owner, locale and settings; template1 there is already, and nobody can do without."""
+    if name == "postgres":
+        server.connection.execute("DROP DATABASE postgres")
+    create = [] if name == "template1" else ["--create"]
+    how = ["--format", "directory", "--jobs", JOBS, "--exit-on-error", *create, "--dbname", "template1", path]
+    server.tools.run(installation, "pg_restore", *how)
 
 
 def put_roles(connection: Connection, text: str, password: str) -> None:

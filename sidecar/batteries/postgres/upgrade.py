@@ -47,7 +47,8 @@ _SETTING = re.compile(r"\s*([A-Za-z_][\w.$]*)\s*(?:=|\s)\s*('(?:[^'\\\n]|''|\\.)
 # Means nothing to a shell between double quotes, nor between single ones within those.
 _PLAIN = re.compile(r"[\w./ +:@%=-]+")
 _FILE = re.compile(r"/(\w+\.(?:txt|log))\b")
-_LISTED = re.compile(r"A list of [^/]*/.*?/\w+\.txt")  # which is gone by the time that somebody reads this
+# Which are gone by the time that somebody reads this.
+_NAMED = re.compile(r"A list of [^/]*/.*?/\w+\.txt|Consult the last .*? of the failure\.|Failure, exiting")
 _LONGEST = 4 << 20  # bytes of a file of settings
 _TOLD = 800  # characters of what pg_upgrade says
 Tell = Callable[[str], None]
@@ -137,6 +138,7 @@ class _Upgrade:
             with self.serve(self.old, self.data) as server:
                 _shut(server, before)
         put_back(self.data, kept, self.who)
+        clusters.sync(self.data)
         return problem
 
     # --- what it is
@@ -160,9 +162,9 @@ class _Upgrade:
             return Before(logical.superuser(connection), template, shut, relations)
 
     def serve(self, installation: Installation, data: str) -> AbstractContextManager[Closed]:
-        """Have a server run, closed, on a cluster; where it is the new one, whose content can be had again, quickly."""
-        settings = {"max_prepared_transactions": str(self.control.max_prepared)} if installation is self.old else closed.LOADING
-        return closed.serve(self.stage, data, installation, self.who, {**self.libraries, **settings}, self.cancelled)
+        """Have a server run, closed, on a cluster."""
+        settings = {**self.libraries, **closed.LOADING, "max_prepared_transactions": str(self.control.max_prepared)}
+        return closed.serve(self.stage, data, installation, self.who, settings, self.cancelled)
 
     def initdb(self, before: Before, *, checksums: bool) -> None:
         closed.make_folder(self.made, self.who)
@@ -190,7 +192,7 @@ class _Upgrade:
 
     def pg_upgrade(self, before: Before, *options: str) -> None:
         """Run it; PeerFailed with what it says and writes. None of the servers that it has begun is left."""
-        places = [Places(data, self.stage.home, self.stage.socket(closed.PORT)) for data in (self.data, self.made)]
+        places = [_places(self.stage, data) for data in (self.data, self.made)]
         argv = [
             self.new.program("pg_upgrade"), "--link", "--old-bindir", self.old.bindir, "--new-bindir", self.new.bindir,
             "--old-datadir", self.data, "--new-datadir", self.made, "--username", before.superuser, "--jobs", logical.JOBS,
@@ -209,10 +211,11 @@ class _Upgrade:
     @contextmanager
     def configured(self) -> Iterator[None]:
         """Within it, both clusters have a configuration for pg_upgrade; afterwards the new one has its own again."""
+        locks = {"max_locks_per_transaction": str(min(max(256, self.control.max_locks), 4096))}
+        settings = {**self.libraries, **closed.LOADING, **locks}
         lines = [
             postgresql_conf(shared_memory=False),
-            f"max_locks_per_transaction = {max(256, self.control.max_locks)}\n",
-            *(f"{name} = {_literal(text)}\n" for name, text in self.libraries.items()),
+            *(f"{name} = {_literal(text)}\n" for name, text in settings.items()),
         ]
         ours = {"postgresql.conf": "".join(lines).encode(), "pg_hba.conf": _HBA.encode(), "pg_ident.conf": b""}
         kept = disarm(self.made)
@@ -234,19 +237,21 @@ class _Upgrade:
             end_servers(places)
 
     def reason(self, lines: Sequence[str]) -> str:
-        """Return what pg_upgrade said after the last thing that was as it should be, and what stands in the files it refers to."""
+        """Return what pg_upgrade said after the last thing that was as it should be, and what stands in the files it names."""
         fine = [number for number, line in enumerate(lines) if line.rstrip().endswith(" ok")]
         said = " ".join(" ".join(lines[fine[-1] + 1 if fine else 0 :]).split())
         files = [told for name in dict.fromkeys(_FILE.findall(said)) if (told := self.written(name))]
-        return " ".join([_LISTED.sub("", said).replace("Failure, exiting", "").strip(), *files])[:_TOLD]
+        return " ".join([" ".join(_NAMED.sub("", said).split()), *files])[:_TOLD]
 
     def written(self, name: str) -> str:
         """Return the beginning of a list, or the end of a log, that pg_upgrade has written; "" where there is none."""
         for folder, _, names in os.walk(self.work):
             if name in names:
                 with suppress(SidecarError):
-                    text = " ".join(logical.read_script(f"{folder}/{name}").split())
-                    return f"({name}) {text[-_TOLD // 2 :] if name.endswith('.log') else text[: _TOLD // 2]}"
+                    lines = logical.read_script(f"{folder}/{name}").splitlines()
+                    if name.endswith(".log"):
+                        lines = [line for line in lines if "ERROR:" in line or "FATAL:" in line] or lines[-3:]
+                    return f"({name}) {' '.join(' '.join(lines).split())[: _TOLD // 2]}"
         return ""
 
     def by_link(self, before: Before) -> str:
@@ -284,7 +289,7 @@ class _Upgrade:
                 compare(rows, count(server.connect, names, rows=True))
                 _shut(server, before)
         except PeerFailed as error:
-            raise PeerFailed(f"{error}; that way it was, because: {problem}") from None
+            raise PeerFailed(f"{error} (by dump and restore; otherwise, {problem})") from None
 
     # --- the end
 
@@ -323,7 +328,7 @@ class _Upgrade:
 
     def refuses(self) -> list[str] | None:
         """Return what a new server says of the settings that it would not start with, None where it would."""
-        places = Places(self.made, self.stage.home, self.stage.socket(closed.PORT))
+        places = _places(self.stage, self.made)
         argv = [self.new.program("postgres"), *server_arguments(places, self.new.major, self.libraries), "-C", "max_connections"]
         lines = list[str]()
         try:
@@ -447,6 +452,16 @@ def _literal(text: str) -> str:
 
 
 # --- servers that pg_upgrade has begun ---------------------------------------------------------------------------------
+
+
+def forget(stage: Stage) -> None:
+    """Have nothing left of an upgrade whose life was killed: no servers, no directory."""
+    end_servers([_places(stage, data) for data in (stage.partial, f"{stage.home}/work/new")])
+    shutil.rmtree(f"{stage.home}/work", ignore_errors=True)
+
+
+def _places(stage: Stage, data: str) -> Places:
+    return Places(data, stage.home, stage.socket(closed.PORT))
 
 
 def end_servers(places: Sequence[Places]) -> None:

@@ -3,8 +3,8 @@
 The bundle is restored beside the cluster, as any later session would, every byte verified; a server starts on that copy, looks
 through all tables and indexes (pg_amcheck), and shuts down cleanly. The copy is thrown away. A dump is loaded instead.
 
-amcheck's extension is needed, which is made in the copy alone. pg_amcheck knows servers since 14; of older ones the indexes are looked
-through by amcheck itself, and the tables are read.
+amcheck's extension is needed, which is made in the copy alone. pg_amcheck knows servers since 14; of older ones the indexes are
+looked through by amcheck itself, and the tables are read.
 """
 
 from __future__ import annotations
@@ -69,31 +69,27 @@ def _look_through(
     else:
         clusters.restore(stage, store, bundle, who, progress, cancelled)
     progress("looking through a restored copy", 0, 0)
-    with closed.serve(stage, stage.partial, installation, who, settings, cancelled) as server:
-        with logical.reachable(server.connection):
-            names = sessions.databases(server.connection)
-            if installation.major < _SINCE or not installation.has("pg_amcheck"):
-                _look_without(server, names)
-            else:
-                _amcheck(server, installation)
+    serving = closed.serve(stage, stage.partial, installation, who, settings, cancelled)
+    with serving as server, logical.reachable(server.connection):
+        if installation.major < _SINCE or not installation.has("pg_amcheck"):
+            _look_without(server, sessions.databases(server.connection))
+        else:
+            _amcheck(server, installation)
 
 
 def _amcheck(server: Closed, installation: Installation) -> None:
     """PeerFailed with what pg_amcheck finds; it looks at all of every database."""
-    lines = list[str]()
-    how = ["--all", "--install-missing", "--jobs", logical.JOBS]
-    try:
-        server.tools.run(installation, "pg_amcheck", *how, hear=lines.append)
-    except PeerFailed as error:
-        raise PeerFailed(_told(lines) or str(error)) from None
+    said = server.tools.hear(installation, "pg_amcheck", "--all", "--install-missing", "--jobs", logical.JOBS)
+    if said is not None:
+        raise PeerFailed(_told(said))
 
 
 def _told(lines: list[str]) -> str:
     """Return the first things that pg_amcheck found: a line with the place, and below it what is wrong there."""
     said = [" ".join(line.split()) for line in lines if line.strip()]
-    found = [number for number, line in enumerate(said) if line.endswith(":") or "ERROR:" in line]
+    found = [number for number, line in enumerate(said) if line.endswith(":")]
     told = [" ".join(said[number : number + 2]) for number in found[:_NAMED]]
-    return f"{'; '.join(told)}; {len(said)} lines in all" if told else ""
+    return "; ".join(told or said[:_NAMED]) + (f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
 
 
 def _look_without(server: Closed, names: list[str]) -> None:
