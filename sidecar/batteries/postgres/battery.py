@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.batteries import Progress
 from sidecar.batteries.bundles import told_of, write_bundle_id
-from sidecar.batteries.postgres import archive, clusters, sessions
+from sidecar.batteries.postgres import archive, clusters, logical, sessions, upgrade, verification
 from sidecar.batteries.postgres.archive import LOGICAL, PHYSICAL, Described
 from sidecar.batteries.postgres.configuration import (
     ADMIN,
@@ -36,13 +36,14 @@ from sidecar.batteries.postgres.configuration import (
     scram_verifier,
     socket_fits,
 )
+from sidecar.batteries.postgres.control import Control
 from sidecar.batteries.postgres.handover import Way, hand_over
 from sidecar.batteries.postgres.installations import Installation, choose, find_installations
 from sidecar.batteries.postgres.postmaster import Postmaster, Server, hold, read_control
 from sidecar.batteries.postgres.programs import account, environment, run
 from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SidecarError, Unreachable
-from sidecar.parameters.fuse import Source
+from sidecar.parameters.fuse import Destination, Source
 from sidecar.parameters.postgres import Database
 from sidecar.store import Bundle, Stopped, is_id, open_store
 
@@ -123,6 +124,7 @@ class PostgresBattery:
         """Have a cluster under its name that lets ADMIN in: restored, or new. What a killed life left of it is made anew."""
         stage, source = self._stage, self._database.source
         # A life that was killed may have left a server that still shuts down.
+        upgrade.forget(stage)
         os.close(hold(self._places, self._closed.is_set))
         stage.begin_anew()
         stage.reach(MAKING, kept=self._database.destination is not None)
@@ -142,14 +144,28 @@ class PostgresBattery:
         self._stage.note(source=told_of(source, bundle), recovered=[])
         self._source = bundle
         self._check_room(bundle.bytes)
+        stop = self._closed.is_set
         if described.kind == LOGICAL:
-            self._load(bundle, described)
+            newest = self._newest()
+            logical.load(self._stage, self._store, bundle, described, newest, self._who, self._settings, self._progress, stop)
             return
         installation = self._fitting(described, bundle)
-        clusters.restore(self._stage, self._store, bundle, self._who, self._progress, self._closed.is_set)
+        clusters.restore(self._stage, self._store, bundle, self._who, self._progress, stop)
         self._stage.note(unclean=not read_control(self._stage.partial).is_clean)
-        if installation.major != described.major:
-            self._upgrade(described, installation)
+        newest = self._newest()
+        if self._database.upgrade == "auto" and installation.major > described.major:
+            self._upgrade(bundle, described, installation)
+        elif self._database.upgrade == "check" and newest.major > described.major:
+            problem = upgrade.check(self._stage, installation, newest, self._who, self._settings, self._say, stop)
+            _logger.info("an upgrade to PostgreSQL %s %s", newest.version, f"would not do: {problem}" if problem else "would do")
+            self._stage.note(upgradable={"to": newest.version, "problem": problem})
+
+    def _upgrade(self, bundle: Bundle, described: Described, new: Installation) -> None:
+        """Have what was restored be a cluster of a later major."""
+        old = choose(self._installed, described.major)
+        facts = upgrade.upgrade(self._stage, old, new, self._who, self._settings, self._say, self._closed.is_set)
+        _logger.info("%s is upgraded from PostgreSQL %s to %s", bundle.reference, facts["version"], new.version)
+        self._stage.note(upgraded_from={"bundle": bundle.reference, **facts})
 
     def _resolve(self, source: Source) -> Bundle:
         chosen = self._stage.notes.get("source")
@@ -244,7 +260,7 @@ class PostgresBattery:
         }
         if "source" in notes:
             told["sources"] = [notes["source"]]
-        for key in ("unclean", "upgraded_from", "renewed", "recovered"):
+        for key in ("unclean", "upgradable", "upgraded_from", "renewed", "recovered"):
             if notes.get(key):
                 told[key] = notes[key]
         return told
@@ -428,6 +444,7 @@ class PostgresBattery:
         """Write down that it is over; what was kept for another life is needed no more."""
         self._stage.reach(OVER, destination=told)
         self._stage.drop_ballast()
+        logical.forget(self._stage)
         for name in ("secret", "owner-secret"):
             self._stage.remove(name)
 
@@ -461,7 +478,10 @@ class PostgresBattery:
             sessions.end_clients(connection, self._closed.is_set)
             names = sessions.databases(connection)
             record = self._record(connection, names)
-            frozen = sessions.freeze(self._connect, names, self._database.freeze, self._say, self._closed.is_set)
+            if self._is_logical:
+                self._dump(record)
+            else:
+                sessions.freeze(self._connect, names, self._database.freeze, self._say, self._closed.is_set)
             self._say("checkpoint")
             sessions.checkpoint(connection)
         self._say("shutting down")
@@ -471,7 +491,16 @@ class PostgresBattery:
             raise PeerFailed(f"the cluster says of itself that it is {control.condition!r}, not 'shut down'; nothing is archived")
         archive.check_whole(self._stage.data)
         archive.write_record(self._stage.data, record, self._who)
-        self._stage.reach(STOPPED, frozen=frozen)
+        self._stage.reach(STOPPED)
+
+    @property
+    def _is_logical(self) -> bool:
+        return self._database.archive == LOGICAL
+
+    def _dump(self, record: Mapping[str, Any]) -> None:
+        assert self._postmaster is not None
+        server = self._postmaster.server
+        logical.dump(self._stage, server, self._connect, self._installed, record, self._say, self._closed.is_set)
 
     def _still_there(self) -> psycopg.Connection[Any] | None:
         """Return a connection to the server; None where it is gone, or lets us in no more and was shut down."""
@@ -531,17 +560,8 @@ class PostgresBattery:
         if not control.is_clean:
             raise PeerFailed(f"the cluster is {control.condition!r}, though it was shut down; nothing is archived")
         scratch = self._database.verify == "restore"
-        bundle = archive.keep(
-            self._store,
-            stage.data,
-            control,
-            destination,
-            "" if scratch else destination.label,
-            contributor=self._options.contributor,
-            base=self._base(),
-            progress=self._progress,
-            cancelled=self._closed.is_set,
-        )
+        label = "" if scratch else destination.label
+        bundle = self._keep(control, destination, label)
         if scratch:
             self._verify(bundle)
             if destination.label:
@@ -550,6 +570,22 @@ class PostgresBattery:
             write_bundle_id(destination.bundle_id_file, bundle)
         recovered = len(stage.notes.get("recovered") or ())
         return {**told_of(destination, bundle), "stored": bundle.stored, **({"recovered": recovered} if recovered else {})}
+
+    def _keep(self, control: Control, destination: Destination, label: str) -> Bundle:
+        how: Any = {
+            "contributor": self._options.contributor,
+            "base": self._base(),
+            "progress": self._progress,
+            "cancelled": self._closed.is_set,
+        }
+        if self._is_logical:
+            return logical.keep(self._stage, self._store, destination, label, **how)
+        return archive.keep(self._store, self._stage.data, control, destination, label, **how)
+
+    def _verify(self, bundle: Bundle) -> None:
+        installation = self._newest() if self._is_logical else self._running()
+        stop = self._closed.is_set
+        verification.verify(self._stage, self._store, bundle, installation, self._who, self._settings, self._progress, stop)
 
     def _base(self) -> Bundle | None:
         """Return the bundle that the cluster was restored from: most of its pages are still that."""
