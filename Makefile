@@ -9,18 +9,23 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 # What the tests' shell peers need: the original scripts are POSIX sh and zsh. Any whole PostgreSQL of Debian's will do.
 POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) /usr/lib/postgresql/any/bin/postgres)
+# The portable wrapper is linked with the distribution's own Python, whose static library it publishes.
+WRAPPER := build/wrap_application
+LIBPYTHON := $(firstword $(wildcard /usr/lib/python3*/config-3*/libpython3*.a) /usr/lib/python3/libpython3.a)
+BUILD_WRAPPER := python3:/usr/bin/python3 gcc:/usr/bin/gcc libpython3-dev:$(LIBPYTHON)
 DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3 \
-	postgresql:$(POSTGRES)
+	postgresql:$(POSTGRES) $(BUILD_WRAPPER) busybox-static:/usr/share/doc/busybox-static
 # The majors that the tests also meet, as others publish them.
 SERVERS := 12.22.0-beta.15 14.23.0 17.11.0 18.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check debian servers bench-coordination bench-data bench-mount bench-postgres clean
+.PHONY: help demo test test-long check debian servers wrapper bench-coordination bench-data bench-mount bench-postgres clean
 
 help:
 	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
 	@echo 'make test                 lint, types and the whole test suite'
 	@echo 'make test-long            the slow campaigns in full'
+	@echo 'make wrapper              $(WRAPPER), wrap_application for images without Python'
 	@echo 'make bench-coordination   how fast containers hear each other, beside the peers'
 	@echo 'make bench-data           how fast bundles are kept and fetched, beside the peers'
 	@echo 'make bench-mount          how fast a mounted bundle is, beside a plain directory'
@@ -69,7 +74,13 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m compileall -q sidecar
 	@sh demo/demo.sh
 
-test: check servers
+wrapper: $(WRAPPER)
+
+$(WRAPPER): $(wildcard wrappers/portable/*.[cp]*) sidecar/cli/wrap_application.py $(wildcard sidecar/*.py sidecar/coordination/*.py)
+	@$(MAKE) --no-print-directory debian DEBIAN='$(BUILD_WRAPPER)'
+	@CC=gcc /usr/bin/python3 -I wrappers/portable/build.py $@
+
+test: check servers wrapper
 	@$(BIN)/python -m compileall -q sidecar
 	$(BIN)/python -m pytest -n 4 -m 'not long'
 
