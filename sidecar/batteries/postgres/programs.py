@@ -160,7 +160,7 @@ def run(
                 process.wait()
                 raise Stopped(f"{os.path.basename(argv[0])}: told to stop")
     if process.returncode:
-        why = tail.told("FATAL:", "PANIC:", "ERROR:", "error:", "fatal:") or f"status {process.returncode}"
+        why = tail.told("FATAL:", "PANIC:", "ERROR:", "error:", "fatal:", "psql:") or f"status {process.returncode}"
         raise PeerFailed(f"{os.path.basename(argv[0])} failed: {why}")
     return tail.lines
 
