@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def owned(path: Path, session: str = "one") -> Stage:
     return stage
 
 
-def left(path: Path, step: str, session: str = "one", **notes: object) -> None:
+def left(path: Path, step: str, session: str = "one", **notes: Any) -> None:
     """Leave a directory as a life does that was killed after it had reached a step."""
     stage = owned(path, session)
     os.mkdir(stage.data)
@@ -73,7 +74,7 @@ def test_what_another_session_did_not_archive_is_refused_and_not_touched(tmp_pat
 @pytest.mark.parametrize(
     ("step", "notes"), [(MAKING, {}), (OVER, {}), (BEGUN, {"kept": False})], ids=["never used", "archived", "not to be kept"]
 )
-def test_what_another_session_does_not_need_any_more_gives_way(tmp_path: Path, step: str, notes: dict[str, object]) -> None:
+def test_what_another_session_does_not_need_any_more_gives_way(tmp_path: Path, step: str, notes: dict[str, Any]) -> None:
     left(tmp_path, step, **notes)
     stage = owned(tmp_path, "two")
     assert (stage.step, stage.notes, stage.exists) == (MAKING, {}, False)
@@ -156,6 +157,13 @@ def test_a_directory_that_is_too_deep_for_a_socket_is_told(tmp_path: Path) -> No
     stage = owned(tmp_path / ("x" * 90))
     with pytest.raises(ConfigurationError, match="choose a shorter dataDir"):
         stage.socket(5432)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers run as somebody else")
+def test_a_way_that_is_closed_to_the_servers_account_is_told(tmp_path: Path) -> None:
+    stage = Stage(str(tmp_path / "db"), "one")
+    with pytest.raises(ConfigurationError, match=r"may not enter .*choose another dataDir"):
+        stage.own(Account(65532, 65532))
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:

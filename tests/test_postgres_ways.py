@@ -59,7 +59,7 @@ def session(pod: DatabasePod, *statements: str, bindir: str = "", **more: Any) -
     return battery.err
 
 
-def source(label: str = "latest") -> dict[str, str]:
+def source(label: str = "latest") -> dict[str, Any]:
     return {"srcRepo": REPO, "srcLabel": label}
 
 

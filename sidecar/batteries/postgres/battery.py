@@ -322,7 +322,8 @@ class PostgresBattery:
 
     def _write_configuration(self, hba: str) -> None:
         stage = self._stage
-        stage.write("postgresql.conf", postgresql_conf(shared_memory=_shared_memory() > _SHARED), 0o644)
+        prepared = read_control(stage.data).max_prepared
+        stage.write("postgresql.conf", postgresql_conf(shared_memory=_shared_memory() > _SHARED, prepared=prepared), 0o644)
         stage.write("pg_hba.conf", hba, 0o644)
         stage.write("pg_ident.conf", "", 0o644)
 

@@ -130,8 +130,12 @@ def socket_fits(folder: str, port: int) -> bool:
     return len(f"{folder}/.s.PGSQL.{port}".encode()) <= SOCKET_PATH
 
 
-def postgresql_conf(*, shared_memory: bool) -> str:
-    """Return what may be set by ALTER SYSTEM as well. `shared_memory` says whether /dev/shm is large enough to be used."""
+def postgresql_conf(*, shared_memory: bool, prepared: int = 0) -> str:
+    """Return what may be set by ALTER SYSTEM as well.
+
+    `shared_memory` says whether /dev/shm is large enough to be used. `prepared` is how many transactions may have been prepared
+    when the cluster was last in use: with fewer it would not start.
+    """
     lines = [
         "# Written at every start. Settings: `settings` of the database, or ALTER SYSTEM.",
         "lc_messages = 'C'",
@@ -140,6 +144,7 @@ def postgresql_conf(*, shared_memory: bool) -> str:
         "log_line_prefix = '%m [%p] '",
         "log_checkpoints = off",
         "datestyle = 'iso'",
+        f"max_prepared_transactions = {prepared}",
     ]
     if not shared_memory:
         lines.append("dynamic_shared_memory_type = mmap")

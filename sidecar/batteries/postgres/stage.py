@@ -49,11 +49,12 @@ class Stage:
     def own(self, who: Account) -> None:
         """Make this directory ours and learn what was done in it.
 
-        ConfigurationError where another battery lives in it, or another session left something there that was not archived;
-        Unreachable where it cannot be written.
+        ConfigurationError where another battery lives in it, another session left something there that was not archived, or
+        the account cannot get there; Unreachable where it cannot be written.
         """
         try:
             os.makedirs(os.path.dirname(self.data), mode=0o711, exist_ok=True)
+            _check_way(os.path.dirname(self.data), who)
             with suppress(FileExistsError):
                 os.mkdir(self.home, 0o711)
             fd = os.open(f"{self.home}/owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -222,6 +223,20 @@ class Stage:
 
 
 _REMEDY = "move it (and the directory .sidecar beside it) away, or choose another dataDir"
+
+
+def _check_way(path: str, who: Account) -> None:
+    """ConfigurationError where an account that we are not cannot enter a directory on the way to `path`, or itself."""
+    if os.geteuid() != 0:
+        return
+    folder = os.path.realpath(path)
+    while folder != "/":
+        told = os.stat(folder)
+        owned = 6 if told.st_uid == who.uid else 3 if told.st_gid in (who.gid, *who.groups) else 0
+        if not told.st_mode >> owned & 1:
+            problem = f"servers run as uid {who.uid}, which may not enter {folder}; chmod o+x it, or choose another dataDir"
+            raise ConfigurationError(problem)
+        folder = os.path.dirname(folder)
 
 
 def _sync(folder: str) -> None:
