@@ -190,7 +190,7 @@ def test_the_password_may_come_from_a_file(pod: DatabasePod) -> None:
     (pod.folder / "secret").write_text("correct horse: battery\\staple\n")
     battery, application = pod.serve(passwordFile=str(pod.folder / "secret")), pod.application()
     pod.hear("db1/dbstarted")
-    parameters = conninfo_to_dict((pod.coord / "db1" / "dsn").read_text())
+    parameters: dict[str, Any] = conninfo_to_dict((pod.coord / "db1" / "dsn").read_text())
     del parameters["passfile"]
     with closing(psycopg.connect(**parameters, password="correct horse: battery\\staple")):
         pass
