@@ -13,11 +13,14 @@ Everything lies in a directory that the account `postgres` may enter, for server
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,9 @@ def new_place() -> Iterator[Path]:
     try:
         yield top
     finally:
-        shutil.rmtree(top)
+        # A process of a server that was killed may still write a last file.
+        while top.exists():
+            shutil.rmtree(top, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -71,6 +76,15 @@ class DatabasePod(Pod):
         top = self.folder / name
         top.mkdir(mode=0o711)
         return DatabasePod(top, self.templates, self.store)
+
+    def close(self) -> None:
+        """Kill whatever is left, servers included: each is a session of its own, and would take its time to shut down."""
+        super().close()
+        while left := [pid for pid in processes() if any(word.startswith(f"{self.folder}/") for word in arguments_of(pid))]:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
 
     # --- containers
 

@@ -69,7 +69,8 @@ class Client(threading.Thread):
             os.fdatasync(acknowledged)
 
     def acknowledged(self) -> set[Acknowledged]:
-        return {(self.session, self.number, int(line)) for line in self.path.read_text().splitlines()}
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return {(self.session, self.number, int(line)) for line in lines}
 
 
 def text_of(row: Acknowledged) -> str:
@@ -203,10 +204,17 @@ class _Session:
 
     def _look_back(self) -> None:
         """See that what is restored holds what must be in the bundle; have a new database hold our tables."""
-        with self.pod.connect(dbname="shop") as connection:
-            for statement in SCHEMA:
-                connection.execute(statement.encode())
-            assert found(connection, "kept") >= self.campaign.kept, self.said
+
+        def there() -> bool:
+            """Say whether a server was there for all of it; the one that was may have been killed."""
+            with suppress(psycopg.OperationalError, FileNotFoundError), self.pod.connect(dbname="shop") as connection:
+                for statement in SCHEMA:
+                    connection.execute(statement.encode())
+                assert found(connection, "kept") >= self.campaign.kept, self.said
+                return True
+            return False
+
+        until(there, "clients find what they left", self.pod)
 
     def _check(self, acknowledged: set[Acknowledged]) -> None:
         assert self.battery.popen.returncode == 0, self.said

@@ -24,7 +24,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 LOOK = 0.002  # seconds between two looks at the pid file
 _QUIT = 5.0  # seconds that SIGQUIT may take until it is SIGKILL
 _RELOAD = 10.0  # seconds until a configuration counts as read, whatever the server says: a broken one never does
+_STUCK = 60.0  # seconds until a server that shuts down begins its last checkpoint, at the latest
 _HURRY = 20  # looks at a lock, one each 10 ms, between two looks at who holds it
 _FULL = "No space left on device"
 
@@ -87,6 +88,7 @@ class Postmaster:
             if self.server.listen:
                 # Not before: an earlier server of this cluster has the port until it is gone.
                 _check_port(self.server.port)
+            _remove_sockets(self.server)
             threading.Thread(target=self._keep, args=(lock,), daemon=True, name="postmaster").start()
             self._begun.wait()
         finally:
@@ -157,9 +159,12 @@ class Postmaster:
         SIGINT: clients are cut off, what they committed is written. SIGTERM would wait for them.
         """
         self._send(signal.SIGINT)
-        if not self.ended.wait(timeout):
-            self.kill()
-            raise PeerFailed(f"the server did not shut down within {timeout:g} s, and was made to end")
+        asked = time.monotonic()
+        while not self.ended.wait(min(timeout, 0.01 * _HURRY)):
+            waited = time.monotonic() - asked
+            if waited >= timeout or _is_stuck(self.server.places.data, waited):
+                self.kill()
+                raise PeerFailed(f"the server did not shut down within {waited:.1f} s, and was made to end")
         if self.status:
             raise self._failed("did not shut down as it should")
 
@@ -243,7 +248,7 @@ def hold(places: Places, cancelled: Cancelled) -> int:
     """Return a descriptor with the lock that only processes of this cluster hold, as soon as none of them lives; Stopped."""
     fd = os.open(f"{places.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     never = threading.Event()
-    looks = 0
+    looks, begun = 0, time.monotonic()
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -256,13 +261,13 @@ def hold(places: Places, cancelled: Cancelled) -> int:
             os.close(fd)
             raise Stopped(f"{places.data}: told to stop while processes of an earlier server still lived")
         if looks % _HURRY == 0:
-            _hurry(fd, places.data, first=looks == 0)
+            _hurry(fd, places.data, time.monotonic() - begun if looks else 0.0)
         looks += 1
         never.wait(0.01)
 
 
-def _hurry(lock: int, data: str, *, first: bool) -> None:
-    """Have what an earlier battery left come to its end: a server is asked to shut down, should it not know.
+def _hurry(lock: int, data: str, waited: float) -> None:
+    """Have what an earlier battery left come to its end: a server is asked to shut down, at first, should it not know.
 
     Where there is none any more, its processes are killed: one that is busy with a query would not notice before its end that
     its server is gone, and keep it from being begun again.
@@ -270,15 +275,37 @@ def _hurry(lock: int, data: str, *, first: bool) -> None:
     path = os.readlink(f"/proc/self/fd/{lock}")
     holders = {pid: _arguments(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _holds(pid, path)}
     servers = [pid for pid, arguments in holders.items() if b"-D" in arguments[1:3]]
-    asked = [pid for pid in servers if first and os.fsencode(data) in holders[pid][1:3]]
-    for pid in asked if servers else holders:
+    ours = [pid for pid in servers if os.fsencode(data) in holders[pid][1:3]]
+    if not servers:
+        _signal(holders, signal.SIGKILL, path)
+    elif not waited:
+        _signal(ours, signal.SIGINT, path)
+    elif _is_stuck(data, waited):
+        _signal(ours, signal.SIGQUIT, path)
+
+
+def _signal(pids: Iterable[int], number: int, path: str) -> None:
+    for pid in pids:
         with suppress(OSError):
             process = os.pidfd_open(pid)
             try:
                 if _holds(pid, path):  # it is still the one that was looked at
-                    signal.pidfd_send_signal(process, signal.SIGINT if servers else signal.SIGKILL)
+                    signal.pidfd_send_signal(process, number)
             finally:
                 os.close(process)
+
+
+def _is_stuck(data: str, waited: float) -> bool:
+    """Say whether a server that was asked to shut down, `waited` seconds ago, never will.
+
+    One that is asked while it recovers from the end of one of its processes may wait for its checkpointer for ever, which waits
+    for it (15.18 does). It has nothing to write that the next recovery would not.
+    """
+    try:
+        state = read_control(data).condition
+    except Corrupt:
+        return False
+    return state == "in crash recovery" or (state == "in production" and waited > _STUCK)
 
 
 def _holds(pid: int, path: str) -> bool:
@@ -328,6 +355,17 @@ def _pid_said(data: str) -> int:
         return abs(int(lines[0])) if lines else 0
     except ValueError:
         return 0
+
+
+def _remove_sockets(server: Server) -> None:
+    """Remove what a server left that was killed: the pid in a socket's lock file may be another's by now, and it would count.
+
+    In another container that is likely, for there they begin at 1 again.
+    """
+    for folder in filter(None, (server.places.socket, server.places.clients)):
+        for name in (f".s.PGSQL.{server.port}", f".s.PGSQL.{server.port}.lock"):
+            with suppress(OSError):  # what is somebody else's, the server itself tells of
+                os.unlink(f"{folder}/{name}")
 
 
 def _check_port(port: int) -> None:

@@ -86,7 +86,25 @@ def own(connection: Connection, owner: str, verifier: str | None, *, superuser: 
         problem = f"{owner!r} is the superuser that the bundle's cluster was made with"
         raise ConfigurationError(f"{problem}; name another owner, or say superuser: true, for code it runs is the server's")
     power = sql.SQL("SUPERUSER" if superuser else "NOSUPERUSER NOCREATEROLE NOREPLICATION NOBYPASSRLS")
-    connection.execute(sql.SQL("ALTER ROLE {} WITH LOGIN CREATEDB {} PASSWORD {}").format(name, power, sql.Literal(verifier)))
+    statement = sql.SQL("ALTER ROLE {} WITH LOGIN CREATEDB {} PASSWORD {}").format(name, power, sql.Literal(verifier))
+    # Settings, of a bundle also, may have every statement written into the log; what is kept of a password has no place there.
+    connection.execute("SET log_min_messages = 'panic'")
+    connection.execute(statement)
+    connection.execute("RESET log_min_messages")
+    if not superuser:
+        _check_ordinary(connection, owner)
+
+
+def _check_ordinary(connection: Connection, owner: str) -> None:
+    """ConfigurationError where the role, as a bundle has it, may become a superuser, or run programs, by other roles' right."""
+    row = connection.execute(
+        "SELECT rolname FROM pg_roles WHERE rolname <> %(owner)s AND pg_has_role(%(owner)s, oid, 'MEMBER')"
+        " AND (rolsuper OR rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files'))",
+        {"owner": owner},
+    ).fetchone()
+    if row:
+        problem = f"{owner!r} is a member of {row[0]!r} in the bundle, and could have the server run anything"
+        raise ConfigurationError(f"{problem}; name another owner, or say superuser: true, for code it runs is the server's")
 
 
 def create_databases(connection: Connection, names: Sequence[str], owner: str) -> list[str]:
