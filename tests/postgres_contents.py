@@ -92,11 +92,12 @@ def made(
     clean: bool = True,
     options: Iterable[str] = (),
     settings: Iterable[str] = (),
+    checksums: bool = True,
 ) -> Iterator[Path]:
     """Yield the data directory of a new cluster in which `statements` were carried out; without any, it has all of the above."""
     with new_folder() as folder:
         cluster = Cluster(installed, folder / "data")
-        servers.run(["cp", "-a", _template(installed, *options), cluster.data])
+        servers.run(["cp", "-a", _template(installed, checksums, *options), cluster.data])
         cluster.start(*settings)
         for statement in statements:
             cluster.query(statement)
@@ -107,12 +108,14 @@ def made(
 
 
 @cache
-def _template(installed: Installation, *options: str) -> Path:
+def _template(installed: Installation, checksums: bool, *options: str) -> Path:
     """Return a new cluster, which is made once: initdb takes longer than most tests."""
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     servers.give(folder)
-    Cluster(installed, folder / "data").initdb(*options)
+    without = ["--no-data-checksums"] if installed.major >= 18 else []
+    new = [installed.program("initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]
+    servers.run([*new, "--no-sync", *(["-k"] if checksums else without), *options])
     return folder / "data"
 
 
@@ -182,7 +185,7 @@ WHERE c.relkind IN ('r', 'm') AND c.relispopulated AND {_USERS} ORDER BY 1, 2"""
 _OF_ONE = {
     "large objects": "SELECT loid, md5(string_agg(data, ''::bytea ORDER BY pageno)) FROM pg_largeobject GROUP BY loid",
     "relations": "SELECT n.nspname, c.relname, c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowner),"
-    " has_table_privilege('readers', c.oid, 'SELECT')"
+    " (SELECT has_table_privilege(r.oid, c.oid, 'SELECT') FROM pg_roles r WHERE rolname = 'readers')"
     f" FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {_USERS} ORDER BY 1, 2",
     "indexes": "SELECT pg_get_indexdef(indexrelid) FROM pg_index JOIN pg_class c ON c.oid = indexrelid"
     f" JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {_USERS} ORDER BY 1",

@@ -31,7 +31,6 @@ from sidecar.errors import PeerFailed, SidecarError, Unreachable
 from sidecar.store import Stopped
 
 PORT = 5432  # of no network: a part of the socket's name
-SESSION_OPTIONS = " ".join(f"-c {name}={text}" for name, text in SESSION)
 LOADING = {
     # What is lost if the machine dies now is made again from the bundle. Whoever uses this syncs everything in the end.
     "fsync": "off",
@@ -40,7 +39,7 @@ LOADING = {
     "wal_level": "minimal",
     "max_wal_senders": "0",
     "archive_mode": "off",
-    "max_wal_size": "8GB",
+    "max_wal_size": "2GB",
     "checkpoint_timeout": "1h",
 }
 _QUIET = {
@@ -67,7 +66,7 @@ class Tools:
             "PGPORT": str(server.port),
             "PGUSER": ADMIN,
             "PGPASSFILE": passwords,
-            "PGOPTIONS": SESSION_OPTIONS,
+            "PGOPTIONS": session_options(server.installation.major),
             "PGAPPNAME": "sidecar",
             "PGCONNECT_TIMEOUT": "60",
         }
@@ -88,6 +87,12 @@ class Tools:
         except PeerFailed as error:
             return lines or [str(error)]
         return None
+
+
+def session_options(major: int) -> str:
+    """Return what the client programs' sessions on a server insist on, as libpq takes it. Some triggers run at each login."""
+    more = (("event_triggers", "off"),) if major >= 17 else ()
+    return " ".join(f"-c {name}={text}" for name, text in (*SESSION, *more))
 
 
 def keep_first(lines: list[str], line: str) -> None:

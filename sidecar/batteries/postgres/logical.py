@@ -43,6 +43,7 @@ GLOBALS = "globals.sql"
 JOBS = "2"
 _FOLDER = "dump"  # in the stage's own directory
 _LONGEST = 64 << 20  # bytes of globals.sql: some hundred thousand roles
+_TEMPLATE = ("encoding", "lc-collate", "lc-ctype")
 Tell = Callable[[str], None]
 
 # What newer minors have psql do around a script, and the battery's own role, which every life makes anew. pg_dumpall has each
@@ -75,7 +76,8 @@ def dump(
         with closed.tools(stage, server, cancelled) as programs:
             found = take(programs, connection, connect, installation, folder, server.account, tell)
         facts = {name: {**record["databases"].get(name, {}), **how} for name, how in found.items()}
-        told = {"kind": LOGICAL, "major": installation.major, "bootstrap": superuser(connection), "databases": facts}
+        told = {"kind": LOGICAL, "major": installation.major, "databases": facts}
+        told |= {"bootstrap": superuser(connection), "template": template(connection)}
     write_record(folder, {**record, **told}, server.account)
     clusters.sync(folder)
 
@@ -194,6 +196,16 @@ def superuser(connection: Connection) -> str:
     return row[0] if row else ADMIN
 
 
+def template(connection: Connection) -> dict[str, str]:
+    """Return what initdb is told so that a new template0 is like this one. ConfigurationError where there is none."""
+    row = connection.execute(
+        "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database WHERE datname = 'template0'"
+    ).fetchone()
+    if row is None:
+        raise ConfigurationError("the cluster has no template0, which pg_dump and pg_upgrade need")
+    return dict(zip(_TEMPLATE, row, strict=True))
+
+
 def _has_objects(connect: Connect) -> bool:
     """Say whether somebody put something into template1."""
     with connect("template1") as connection:
@@ -246,7 +258,6 @@ def load(
     installation: Installation,
     who: Account,
     settings: Mapping[str, str],
-    locale: str,
     progress: Progress,
     cancelled: Cancelled,
 ) -> None:
@@ -259,12 +270,18 @@ def load(
         store.populate(bundle, folder, progress, cancelled=cancelled)
         clusters._own(folder, who)
         closed.make_folder(stage.partial, who)
-        bootstrap = str(described.record.get("bootstrap") or ADMIN)
-        initdb(stage.partial, installation, who, bootstrap, {"locale": locale or clusters.DEFAULT_LOCALE}, cancelled)
+        initdb(stage.partial, installation, who, *_like(described.record), cancelled)
         how = {**closed.of_libraries(settings), **closed.LOADING}
         with closed.serve(stage, stage.partial, installation, who, how, cancelled) as server:
             put(server, installation, folder, dumps, lambda what: progress(what, 0, 0))
     clusters.sync(stage.partial)
+
+
+def _like(record: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return which superuser and which template0 a dumped cluster had."""
+    said = record.get("template")
+    said = said if isinstance(said, dict) else {}
+    return str(record.get("bootstrap") or ADMIN), {name: str(said[name]) for name in _TEMPLATE if name in said}
 
 
 def dumps_of(bundle: Bundle, described: Described, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
@@ -299,7 +316,7 @@ def initdb(
 ) -> None:
     """Make a cluster in an empty directory of the account's, whose superuser is called like that. Nothing is synced yet."""
     argv = [installation.program("initdb"), "-D", data, "-U", superuser, "-N", "-A", "scram-sha-256", "--auth-local=peer"]
-    argv += [f"--{name}={text}" for name, text in {"encoding": "UTF8", **options}.items()]
+    argv += [f"--{name}={text}" for name, text in {"encoding": "UTF8", "locale": clusters.DEFAULT_LOCALE, **options}.items()]
     if checksums:
         argv.append("--data-checksums")
     elif installation.major >= 18:

@@ -35,7 +35,7 @@ from sidecar.batteries.postgres.postmaster import hold, read_control
 from sidecar.batteries.postgres.programs import Account, Cancelled, environment, run
 from sidecar.batteries.postgres.sessions import Connect
 from sidecar.batteries.postgres.stage import Stage
-from sidecar.errors import ConfigurationError, PeerFailed, SidecarError, Unreachable
+from sidecar.errors import PeerFailed, SidecarError, Unreachable
 from sidecar.store import Stopped
 from sidecar.values import value
 
@@ -149,17 +149,11 @@ class _Upgrade:
             connection = server.connection
             remedy = f"no upgrade carries them over; commit them or roll them back with PostgreSQL {self.old.major}"
             logical.refuse_prepared(connection, remedy)
-            row = connection.execute(
-                "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database WHERE datname = 'template0'"
-            ).fetchone()
-            if row is None:
-                raise ConfigurationError("the cluster has no template0, which every upgrade needs")
-            template = dict(zip(("encoding", "lc-collate", "lc-ctype"), row, strict=True))
             shut = logical.shut_databases(connection)
             for name in shut:
                 logical.set_reachable(connection, name, True)
             relations = count(server.connect, sessions.databases(connection), rows=False)
-            return Before(logical.superuser(connection), template, shut, relations)
+            return Before(logical.superuser(connection), logical.template(connection), shut, relations)
 
     def serve(self, installation: Installation, data: str) -> AbstractContextManager[Closed]:
         """Have a server run, closed, on a cluster."""
@@ -201,7 +195,7 @@ class _Upgrade:
         lines = list[str]()
         with self.configured(), self.lock(places) as lock:
             try:
-                env = environment(self.new.bindir, self.work, {"PGOPTIONS": closed.SESSION_OPTIONS})
+                env = environment(self.new.bindir, self.work, {"PGOPTIONS": closed.session_options(self.old.major)})
                 run(
                     [*argv, *options], self.who, env, cancelled=self.cancelled, cwd=self.work, hear=lines.append, pass_fds=(lock,)
                 )

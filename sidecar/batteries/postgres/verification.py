@@ -65,7 +65,7 @@ def _look_through(
 ) -> None:
     described = archive.describe(store, bundle)
     if described.kind == LOGICAL:
-        logical.load(stage, store, bundle, described, installation, who, settings, "", progress, cancelled)
+        logical.load(stage, store, bundle, described, installation, who, settings, progress, cancelled)
     else:
         clusters.restore(stage, store, bundle, who, progress, cancelled)
     progress("looking through a restored copy", 0, 0)
