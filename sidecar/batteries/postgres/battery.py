@@ -225,8 +225,9 @@ class PostgresBattery:
                 raise ConfigurationError(
                     f"initScripts: {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
                 ) from None
-            psql = [self._running().program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", self._default(names), "-f", "-"]
+            psql = [self._running().program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"]
             with self._client_environment() as env:
+                env["PGDATABASE"] = self._default(names)  # with -d, `host=…` would be taken for where to connect
                 try:
                     run(psql, self._who, env, text=text, cancelled=self._closed.is_set, hear=_logger.info)
                 except PeerFailed as error:
