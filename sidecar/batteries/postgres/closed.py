@@ -138,6 +138,7 @@ class Closed:
         self.connection = self.connect()
 
     def close(self) -> None:
+        """Let go of the connection; the server goes on."""
         self.connection.close()
 
 
