@@ -63,9 +63,9 @@ def build(target: Path, libpython: Path, include: Path) -> None:
         frozen.write_text(in_c(modules_needed()))
         compiler = shlex.split(os.environ.get("CC", "cc"))
         sources = [*C_SOURCES, frozen, libpython]
-        ran = subprocess.run(
-            [*compiler, *FLAGS, f"-I{include}", *sources, *SYSTEM_LIBRARIES, "-o", made], capture_output=True, text=True
-        )
+        headers = [f"-I{include}", "-idirafter", str(include.parent)]  # Debian's lead to those of one machine, beside them
+        words: list[str | Path] = [*compiler, *FLAGS, *headers, *sources, *SYSTEM_LIBRARIES, "-o", made]
+        ran = subprocess.run(words, capture_output=True, text=True)
         if ran.returncode:  # its warnings are of functions that look up users, which nothing here calls
             sys.exit(f"{ran.stderr}build.py: {compiler[0]} failed")
         made.rename(target)

@@ -91,10 +91,9 @@ int main(int argc, char **argv)
     /* Each thread would reserve 64 MiB of addresses for what it allocates; ours, which wait for locks, allocate nothing. */
     mallopt(M_ARENA_MAX, 1);
     start(argc, argv);
-    if (PyImport_ImportFrozenModule("portable") <= 0) {
-        if (PyErr_Occurred())
-            PyErr_Print();
-        return 70;
-    }
-    return 0;
+    PyObject *portable = PyImport_ImportModule("portable");
+    if (portable)
+        PyObject_CallMethod(portable, "main", NULL); /* which ends the process, unless it fails */
+    PyErr_Print();
+    return 70;
 }

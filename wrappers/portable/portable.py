@@ -142,6 +142,3 @@ def _copy(source: int, target: int) -> None:
         while piece:
             written = os.write(target, piece)
             piece, place = piece[written:], place + written
-
-
-main()
