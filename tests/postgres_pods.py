@@ -117,7 +117,7 @@ class DatabasePod(Pod):
 
     def application(self, *arguments: str, names: str = "db1") -> Started:
         """Start the application's wrapper around a command that runs until `release`."""
-        wait = f"until [ -e {self.folder}/released ]; do sleep 0.02; done"
+        wait = f"until [ -e '{self.folder}/released' ]; do sleep 0.02; done"
         return self.wrap(*arguments, "-b", "postgres", "-d", names, "--", "sh", "-c", wait)
 
     def release(self) -> None:

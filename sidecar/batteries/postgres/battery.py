@@ -483,7 +483,9 @@ class PostgresBattery:
             if self._is_logical:
                 self._dump(record)
             else:
-                sessions.freeze(self._connect, names, self._database.freeze, self._say, self._closed.is_set)
+                # What was prepared has its tables locked, for ever, and keeps rows from being frozen.
+                policy = "never" if record["prepared"] else self._database.freeze
+                sessions.freeze(self._connect, names, policy, self._say, self._closed.is_set)
             self._say("checkpoint")
             sessions.checkpoint(connection)
         self._say("shutting down")
