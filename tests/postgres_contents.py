@@ -1,6 +1,6 @@
 """What clusters are filled with that tests move about, a digest of it, and the directory of a database that they are put into.
 
-    with filled(15) as data, staged(data) as stage: ...
+    with made(installation()) as data, staged(data) as stage: ...
 
 Nothing of it is made by initdb alone: tables of pgbench, jsonb with a GIN index, unlogged and partitioned ones, a
 materialized view, a large object, roles that are members of each other, and names that a shell or SQL would take apart.
@@ -120,15 +120,17 @@ def _template(installed: Installation, checksums: bool, *options: str) -> Path:
 
 
 @contextmanager
-def staged(data: Path | None = None, name: str = "db1") -> Iterator[Stage]:
-    """Yield the directory of a database, which is owned, with a copy of a cluster that is not accepted yet."""
+def staged(data: Path | None = None, name: str = "db1", *, copy: bool = False) -> Iterator[Stage]:
+    """Yield the directory of a database, which is owned, with a cluster, or a copy of it, that is not accepted yet."""
     with new_folder() as folder:
         (folder / "stage").mkdir(mode=0o711)
         stage = Stage(f"{folder}/stage/{name}", "a session")
         stage.own(who())
         if data is not None:
-            servers.run(["cp", "-a", data, folder / "copy"])
-            os.rename(folder / "copy", stage.partial)
+            if copy:
+                servers.run(["cp", "-a", data, folder / "copy"])
+                data = folder / "copy"
+            os.rename(data, stage.partial)
         try:
             yield stage
         finally:

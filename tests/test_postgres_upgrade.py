@@ -53,8 +53,8 @@ def processes_of(stage: Stage) -> list[str]:
     return found
 
 
-def contents(data: Path, major: int) -> dict[str, Any]:
-    with staged(data) as stage, serving(stage, installation(major)) as server:
+def contents(stage: Stage, installed: Installation) -> dict[str, Any]:
+    with serving(stage, installed) as server:
         return digest(server)
 
 
@@ -67,7 +67,7 @@ def test_what_a_cluster_holds_is_the_same_after_an_upgrade(old: int, new: int, m
         pytest.skip("of this machine's major there is no upgrade to 18")
     # Without page checksums, as clusters are by default before 18.
     with made(installation(old), checksums=False) as data, staged(data) as stage:
-        before = contents(data, old)
+        before = contents(stage, installation(old))
         system = read_control(stage.partial).system
         facts = upgraded(stage, old, new)
         assert facts == {"major": old, "version": installation(old).version, "system": str(system), "method": method}
@@ -94,7 +94,7 @@ def test_so_it_is_between_other_majors(old: int, new: int) -> None:
 @pytest.mark.parametrize("new", [14, 17, 18])
 def test_an_old_installation_that_has_its_tools_after_all_is_upgraded_by_link(new: int) -> None:
     with made(installation(12)) as data, staged(data) as stage, with_tools(installation(12)) as old:
-        before = contents(data, 12)
+        before = contents(stage, installation(12))
         assert upgraded(stage, old, new)["method"] == "link"
         with serving(stage, installation(new)) as server:
             assert digest(server) == before
@@ -234,7 +234,7 @@ def test_a_check_leaves_the_cluster_as_it_was() -> None:
         made(installation(14), "CREATE TABLE t AS SELECT 1 AS n", "CREATE DATABASE shut ALLOW_CONNECTIONS false") as data,
         staged(data) as stage,
     ):
-        before = contents(data, 14)
+        before = contents(stage, installation(14))
         files = {
             name: Path(stage.partial, name).read_bytes() for name in ("postgresql.conf", "pg_hba.conf", "postgresql.auto.conf")
         }
@@ -261,7 +261,7 @@ def test_a_check_says_which_tools_are_missing() -> None:
 # --- ends --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("looks", [1, 6, 16, 30, 44])
+@pytest.mark.parametrize("looks", [6, 16, 30])
 def test_a_cancelled_upgrade_ends_soon_and_leaves_nothing_running(looks: int) -> None:
     count = itertools.count()
     with made(installation(14), "SELECT 1") as data, staged(data) as stage:
@@ -272,7 +272,7 @@ def test_a_cancelled_upgrade_ends_soon_and_leaves_nothing_running(looks: int) ->
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("looks", range(2, 80, 3))
+@pytest.mark.parametrize("looks", range(1, 80, 3))
 @pytest.mark.parametrize("old", [12, 14])
 def test_so_it_does_whenever_it_is_cancelled(old: int, looks: int) -> None:
     count = itertools.count()
@@ -322,7 +322,7 @@ def test_such_a_cluster_is_dumped_and_restored() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted")
-@pytest.mark.parametrize("old", [12, 14])
+@pytest.mark.parametrize("old", [12, pytest.param(14, marks=pytest.mark.long)])
 def test_a_full_disk_is_told_as_that(old: int) -> None:
     rows = "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 30) AS filler FROM generate_series(1, 30000) i"
     with made(installation(old), rows) as data, staged() as stage:
