@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from postgres_pods import LABEL, REPO, DatabasePod, fetched, free_port, library_options, new_place
+from postgres_pods import LABEL, REPO, DatabasePod, free_port, library_options, new_place
 from processes import BIN, HANG, children_of, gone, processes, until
 from servers import account
 
@@ -477,25 +477,19 @@ def test_a_port_that_is_taken_is_told_with_what_to_do(pod: DatabasePod) -> None:
         refused(pod, errors.CONFIG, f"port {pod.port}", "pgPort")
 
 
-HOSTILE = ("my db", "o'clock", 'say "hi"', "$(touch pwned)", "`touch pwned`", "host=1.2.3.4 user=x", "-d", "ümlaut \\ ☃", "%s{}")
+HOSTILE = ("host=1.2.3.4 user=x", "my db", "o'clock", 'say "hi" $(touch pwned)', "-d", "ümlaut \\ ☃%s{}")
 
 
 def test_databases_may_be_called_anything(pod: DatabasePod) -> None:
     script = pod.file("make a 'table'; $(touch pwned).sql")
     script.write_text("CREATE TABLE made AS SELECT current_database();\nGRANT SELECT ON made TO PUBLIC;\n")
-    for first in ("host=1.2.3.4 user=x", "$(touch pwned)"):
-        with pod.next(f"first {len(first)}") as other:
-            names = [first, *(name for name in HOSTILE if name != first)]
-            session = Session(other, databases=names, initScripts=[str(script)], owner='o\'wner "of" $(touch pwned)')
-            assert other.query("SELECT * FROM made") == [(first,)]
-            for name in HOSTILE:
-                other.query("CREATE TABLE named AS SELECT current_database()", dbname=name)
-            session.succeed()
-    with pod.restored() as connection:
-        found = {
-            name for (name,) in fetched(connection, "SELECT datname FROM pg_database WHERE datname !~ '^(template|postgres)'")
-        }
-    assert found == set(HOSTILE)
+    session = Session(pod, databases=HOSTILE, initScripts=[str(script)], owner='o\'wner "of" $(touch pwned)')
+    assert pod.query("SELECT * FROM made") == [(HOSTILE[0],)]
+    for name in HOSTILE:
+        pod.query("CREATE TABLE named AS SELECT current_database()", dbname=name)
+    session.succeed()
+    found = pod.rows("SELECT datname FROM pg_database WHERE datname !~ '^(template|postgres)'")
+    assert {name for (name,) in found} == set(HOSTILE)
     assert_nothing_ran(pod)
 
 
