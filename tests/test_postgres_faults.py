@@ -14,7 +14,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ SEED = (
     "CREATE UNLOGGED TABLE scratch AS SELECT n FROM generate_series(1, 1000) AS n",
 )
 RESTORED: dict[str, Any] = {"srcRepo": REPO, "srcLabel": LABEL}
-KILLED = -signal.SIGKILL
 
 
 @pytest.fixture(scope="session")
@@ -208,11 +206,9 @@ def test_a_query_that_outlives_its_server_does_not_keep_it_from_being_begun_agai
     session = Session(pod, **RESTORED)
     with suppress(psycopg.OperationalError), closing(pod.connect()) as connection:
         busy = connection.info.backend_pid
-        # It looks for no interrupt in the minute that this takes.
-        work = threading.Thread(target=lambda: _ignored(connection, "SELECT length(repeat('x', 300000000)::text), pg_sleep(0)"))
+        work = threading.Thread(target=_ignored, args=(connection, "SELECT count(*) FROM generate_series(1, 2000000000)"))
         work.start()
-        connection_is_busy = partial(_is_busy, busy)
-        until(connection_is_busy, "a query runs", pod)
+        until(lambda: b"SELECT" in title_of(busy), "a query runs", pod)
         os.kill(busy, signal.SIGSTOP)  # as one that is deep in a computation: it notices nothing
         first = pod.postmaster()
         kill(first)
@@ -227,8 +223,20 @@ def _ignored(connection: psycopg.Connection[Any], sql: str) -> None:
         connection.execute(sql.encode())
 
 
-def _is_busy(pid: int) -> bool:
-    return b"SELECT" in title_of(pid)
+def test_a_server_whose_battery_was_killed_while_it_recovered_does_not_keep_the_next_life_waiting(pod: DatabasePod) -> None:
+    session = Session(pod, **RESTORED)
+    pod.query("INSERT INTO stock SELECT n, 'more' FROM generate_series(1, 30000) AS n")
+    server = pod.postmaster()
+    with closing(pod.connect()) as connection:
+        os.kill(connection.info.backend_pid, signal.SIGKILL)
+    until(lambda: any(b"startup" in title_of(pid) for pid in children_of(server)), "the server recovers", pod)
+    session.battery.kill()
+    session.battery = pod.serve(**RESTORED)
+    until(lambda: (record := pod.record("postgres-db1")) is not None and record.life == 2, "another life begins", pod)
+    pod.hear_state("ready", "postgres-db1")
+    assert gone(server)
+    session.succeed()
+    assert pod.rows(COUNT) == [(50000,)]
 
 
 def test_a_bundle_tells_that_a_process_of_the_server_was_killed(pod: DatabasePod) -> None:

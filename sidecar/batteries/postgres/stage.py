@@ -155,8 +155,7 @@ class Stage:
         """Remove what a life left that was killed while it made a cluster: nobody was let in, so it can be made again."""
         assert self.step == MAKING
         for path in (self.partial, self.data):
-            if os.path.lexists(path):
-                shutil.rmtree(path)
+            _remove(path)
 
     def places(self, port: int, clients: str) -> Places:
         """Return where a server has things; `clients` is the directory of the clients' socket, "" for none."""
@@ -190,8 +189,7 @@ class Stage:
             begun = "was not archived" if journal["step"] == STOPPED else "was in use and was not archived"
             raise ConfigurationError(f"{self.data} holds a database of another session that {begun}; {_REMEDY}")
         # It is in a bundle, was declared worthless, or was never used.
-        if self.exists:
-            shutil.rmtree(self.data)
+        _remove(self.data)
 
     def _journal(self) -> Mapping[str, Any]:
         path = f"{self.home}/journal.json"
@@ -237,6 +235,14 @@ def _check_way(path: str, who: Account) -> None:
             problem = f"servers run as uid {who.uid}, which may not enter {folder}; chmod o+x it, or choose another dataDir"
             raise ConfigurationError(problem)
         folder = os.path.dirname(folder)
+
+
+def _remove(path: str) -> None:
+    try:
+        if os.path.lexists(path):
+            shutil.rmtree(path)
+    except OSError as error:
+        raise Unreachable(f"{path} cannot be removed: {error.strerror}; {_REMEDY}") from None
 
 
 def _sync(folder: str) -> None:
