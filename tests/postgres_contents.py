@@ -8,7 +8,6 @@ materialized view, a large object, roles that are members of each other, and nam
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 import servers
 from psycopg import sql
 from servers import Cluster, new_folder
@@ -107,11 +107,23 @@ def made(
         yield cluster.data
 
 
+_FOLDERS: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def templates() -> Iterator[None]:
+    """Remove the clusters that others were copied from, once the tests of a module are over."""
+    yield
+    _template.cache_clear()
+    while _FOLDERS:
+        shutil.rmtree(_FOLDERS.pop())
+
+
 @cache
 def _template(installed: Installation, checksums: bool, *options: str) -> Path:
     """Return a new cluster, which is made once: initdb takes longer than most tests."""
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _FOLDERS.append(folder)
     servers.give(folder)
     without = ["--no-data-checksums"] if installed.major >= 18 else []
     new = [installed.program("initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]

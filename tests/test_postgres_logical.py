@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import postgres_contents
 import pytest
 from postgres_contents import digest, made, never, serving, staged, who
 from servers import installation, installations
@@ -24,6 +25,7 @@ from sidecar.parameters.fuse import Destination
 from sidecar.store import Bundle, Store
 
 DEBIAN = installation().major
+templates = postgres_contents.templates
 DESTINATION = Destination("db1", "", "dumps", "a dump", "latest")
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import postgres_contents
 import psutil
 import pytest
 from postgres_contents import digest, made, never, serving, staged, who
@@ -28,6 +29,7 @@ from sidecar.errors import ConfigurationError, PeerFailed, Unreachable
 from sidecar.store import Stopped
 
 DEBIAN = installation().major
+templates = postgres_contents.templates
 
 
 def upgraded(stage: Stage, old: int | Installation, new: int, tell: Any = None, cancelled: Any = never) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import postgres_contents
 import pytest
 from postgres_contents import made, never, serving, staged, who
 from servers import installation
@@ -22,6 +23,7 @@ from sidecar.parameters.fuse import Destination
 from sidecar.store import Bundle, Stopped, Store
 
 DEBIAN = installation().major
+templates = postgres_contents.templates
 PAGE = 8192
 TABLE = [
     "CREATE TABLE t (n int PRIMARY KEY, words text)",
