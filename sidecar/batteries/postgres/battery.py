@@ -146,8 +146,10 @@ class PostgresBattery:
         self._check_room(bundle.bytes)
         stop = self._closed.is_set
         if described.kind == LOGICAL:
-            newest = self._newest()
-            logical.load(self._stage, self._store, bundle, described, newest, self._who, self._settings, self._progress, stop)
+            installation = self._fitting(described, bundle)
+            logical.load(
+                self._stage, self._store, bundle, described, installation, self._who, self._settings, self._progress, stop
+            )
             return
         installation = self._fitting(described, bundle)
         clusters.restore(self._stage, self._store, bundle, self._who, self._progress, stop)

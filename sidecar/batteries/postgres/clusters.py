@@ -40,11 +40,11 @@ _REFUSED = {"postmaster.pid", "postmaster.opts", "standby.signal", "recovery.sig
 def restore(stage: Stage, store: Store, bundle: Bundle, who: Account, progress: Progress, cancelled: Cancelled) -> None:
     """Have the cluster that a bundle holds; every byte is verified, all of it is on disk before it has its name."""
     _check_entries(bundle, store.manifest(bundle))
-    _make_directory(stage.partial, who)
+    _make_directory(stage.partial)  # ours until it is whole: nobody else gets into it meanwhile
     store.populate(bundle, stage.partial, progress, select=_is_wanted, cancelled=cancelled)
     version_of(stage.partial)
     read_control(stage.partial)
-    _own(stage.partial, who)
+    own(stage.partial, who)
     sync(stage.partial)
 
 
@@ -222,18 +222,22 @@ def sync(path: str) -> None:
         os.close(fd)
 
 
-def _make_directory(path: str, who: Account) -> None:
+def _make_directory(path: str, who: Account | None = None) -> None:
     try:
         os.mkdir(path, 0o700)
-        who.own(path)
+        if who is not None:
+            who.own(path)
     except OSError as error:
         raise Unreachable(f"{path} cannot be made: {error.strerror}") from None
 
 
-def _own(top: str, who: Account) -> None:
-    """Give a restored cluster to the account; PostgreSQL wants the top to be nobody else's. Links lead to where they led."""
-    for folder, names, files in os.walk(top):
+def own(top: str, who: Account) -> None:
+    """Give a restored cluster to the account; PostgreSQL wants the top to be nobody else's. No link is followed.
+
+    Another database's server runs as the same account, and what is given to it it may exchange for a link: hence by descriptors.
+    """
+    for _, names, files, fd in os.fwalk(top):
         for name in (*names, *files):
-            who.own(f"{folder}/{name}")
-    who.own(top)
+            who.own(name, fd)
+        who.own(fd)
     os.chmod(top, 0o700)

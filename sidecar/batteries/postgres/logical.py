@@ -268,7 +268,7 @@ def load(
         raise ConfigurationError(f"{problem} (Debian: apt-get install postgresql-{described.major})")
     with closed.room(stage), closed.scratch(stage, who) as folder:
         store.populate(bundle, folder, progress, cancelled=cancelled)
-        clusters._own(folder, who)
+        clusters.own(folder, who)
         closed.make_folder(stage.partial, who)
         initdb(stage.partial, installation, who, *_like(described.record), cancelled)
         how = {**closed.of_libraries(settings), **closed.LOADING}

@@ -130,6 +130,8 @@ class Postmaster:
     def _connect(self, database: str, timeout: int) -> psycopg.Connection[Any]:
         import psycopg
 
+        # Where they are off, nobody can keep us out with one that fails at a login (since 17).
+        triggers = [("event_triggers", "off")] if self.server.installation.major >= 17 else []
         return psycopg.connect(
             host=self.server.places.socket,
             port=self.server.port,
@@ -137,7 +139,8 @@ class Postmaster:
             password=self.server.password,
             dbname=database,
             application_name="sidecar",
-            options=" ".join(f"-c {name}={text}" for name, text in SESSION),
+            client_encoding="utf8",  # of a cluster without an encoding names would come as bytes
+            options=" ".join(f"-c {name}={text}" for name, text in (*SESSION, *triggers)),
             connect_timeout=timeout,
             autocommit=True,
         )

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from sidecar import linux
@@ -41,10 +42,13 @@ class Account:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": list(self.groups)}
 
-    def own(self, path: str | int) -> None:
-        """Give a file or directory, by path or descriptor, to this account; a link is not followed."""
+    def own(self, path: str | int, folder: int | None = None) -> None:
+        """Give a file or directory, by path (from `folder`, a descriptor) or descriptor, to this account; no link is followed."""
         if os.geteuid() == 0:
-            os.chown(path, self.uid, self.gid, follow_symlinks=isinstance(path, int))
+            if isinstance(path, int):
+                os.fchown(path, self.uid, self.gid)
+            else:
+                os.chown(path, self.uid, self.gid, dir_fd=folder, follow_symlinks=False)
 
 
 def account(user: str) -> Account:
@@ -81,7 +85,7 @@ class Tail:
         self._thread.start()
 
     def _read(self, stream: IO[bytes]) -> None:
-        with stream:
+        with stream, suppress(ValueError):  # it was closed meanwhile
             while raw := stream.readline(_LINE * 4):
                 self.add(raw.decode(errors="replace").rstrip("\n"))
 
@@ -158,6 +162,7 @@ def run(
             if cancelled is not None and cancelled():
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                tail.finish()
                 raise Stopped(f"{os.path.basename(argv[0])}: told to stop")
     if process.returncode:
         why = tail.told("FATAL:", "PANIC:", "ERROR:", "error:", "fatal:", "psql:") or f"status {process.returncode}"
