@@ -78,7 +78,7 @@ class DatabasePod(Pod):
         return DatabasePod(top, self.templates, self.store)
 
     def close(self) -> None:
-        """Kill whatever is left; servers, each a session of its own, end as `immediate` does: killed, they leave shared memory."""
+        """Kill whatever is left; servers, sessions of their own, end as `immediate` does: killed, they leave shared memory."""
         super().close()
         end, number = time.monotonic() + 10, signal.SIGQUIT
         while left := [pid for pid in processes() if any(word.startswith(f"{self.folder}/") for word in arguments_of(pid))]:
