@@ -239,6 +239,10 @@ def test_settings_are_the_servers(pod: DatabasePod) -> None:
     assert pod.finish(application, battery) == (0, 0)
 
 
+def test_an_application_hears_at_once_that_the_configuration_is_malformed(pod: DatabasePod) -> None:
+    refused(pod, errors.DATA, "expected a port number", pgPort="many")
+
+
 # --- the rest ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import select
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -26,6 +27,7 @@ from sidecar.cli.hosting import (
     life,
     print_config,
     read_parameters,
+    say_failed,
     store_of,
 )
 from sidecar.cli.wrap_application import STAY, write_termination_message
@@ -34,7 +36,7 @@ from sidecar.coordination.application import ENDING, Ending
 from sidecar.coordination.notation import decode
 from sidecar.coordination.signals import Directory
 from sidecar.errors import ConfigurationError, SidecarError
-from sidecar.parameters.postgres import Database, PostgresFlags, PostgresOptions, postgres_options
+from sidecar.parameters.postgres import Database, PostgresFlags, PostgresOptions, named, postgres_options
 from sidecar.parameters.settings import explain
 from sidecar.values import replace
 
@@ -99,8 +101,13 @@ def command(
     flags = PostgresFlags(coordination, stay, ignore_version, config, user, trust)
     how = life(given, stay=stay)
     try:
-        configured = postgres_options(flags, os.environ, read_parameters)
-        url, store_from = store_of(store)
+        try:
+            configured = postgres_options(flags, os.environ, read_parameters)
+            url, store_from = store_of(store)
+        except SidecarError as error:
+            if not given["print_config"]:
+                _say_failed(error, flags, how, signals)
+            raise
         if given["print_config"]:
             print_config([*explain(configured), ("store", url, store_from)])
             return 0
@@ -117,6 +124,14 @@ def command(
         write_termination_message(given["termination_log"], str(error))
         raise
     return finish(_name(only), ending, given["termination_log"])
+
+
+def _say_failed(error: SidecarError, flags: PostgresFlags, how: host.Options, signals: process.SignalQueue) -> None:
+    """Have the application hear at once what is wrong, of each database that can be made out, where the place to meet can."""
+    place, names = named(flags, os.environ, read_parameters)
+    for name in names if os.path.isabs(place) else ():
+        with suppress(SidecarError):  # a name that is none
+            say_failed(protocol.battery_of_database(name), error, place, how, signals)
 
 
 def _wanted(options: PostgresOptions, only: str) -> tuple[Database, ...]:

@@ -107,7 +107,7 @@ class _Host:
         self.work: _Work | None = None
         self.ending: Ending | None = None
         self.told: object = None
-        self.last_progress = 0.0
+        self.last_progress, self.last_what = 0.0, ""
         self.over, self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> Ending:
@@ -233,8 +233,8 @@ class _Host:
 
     def _progress(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self.last_progress >= PROGRESS or (total and done >= total):
-            self.last_progress = now
+        if now - self.last_progress >= PROGRESS or (total and done >= total) or what != self.last_what:
+            self.last_progress, self.last_what = now, what
             self.directory.publish_progress(self.battery.name, what, done, total)
 
     def _worked(self, work: _Work) -> None:

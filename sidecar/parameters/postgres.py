@@ -37,7 +37,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sidecar.errors import Fault
+from sidecar.errors import Fault, ParametersError
 from sidecar.parameters import settings as of
 from sidecar.parameters.document import Document, ReadFile, read_text
 from sidecar.parameters.environment import read_environment
@@ -262,12 +262,34 @@ def postgres_options(flags: PostgresFlags, environment: Mapping[str, str], read_
     A file that is not named may be missing: `read_file` raises FileNotFoundError.
     """
     faults: list[Fault] = []
+    return _configured(_layers(flags, environment, read_file, faults), faults, _of_all(flags))
+
+
+def named(flags: PostgresFlags, environment: Mapping[str, str], read_file: ReadFile) -> tuple[str, tuple[str, ...]]:
+    """Return which coordination directory and databases are meant, whatever else is wrong: who waits for them is to be told.
+
+    "" and none where that cannot be made out.
+    """
+    faults: list[Fault] = []
+    try:
+        layers = _layers(flags, environment, read_file, faults)
+    except ParametersError:
+        return "", ()
+    given = merge([layer.pod for layer in layers]).given
+    place = given["coordPoint"].value if "coordPoint" in given else POD[0].default
+    return place, tuple(merge_named(layers, faults))
+
+
+def _layers(
+    flags: PostgresFlags, environment: Mapping[str, str], read_file: ReadFile, faults: list[Fault]
+) -> tuple[Layer, Layer, Layer]:
+    """Return what is said in each place, the strongest first."""
     variables = read_environment(environment, "dm_pg_", "db_", POD, DATABASE, [], faults)
     single = _capitals(environment, "SIDECAR_DATABASE_", (_NAME, *DATABASE), faults)
     file = _file(flags.config, environment.get("SIDECAR_CONFIG", ""), read_file, faults)
     _put_all(_capitals(environment, "SIDECAR_GLOBALOPTS_", POD, faults), variables.pod, faults)
     _place(single, variables, file, faults)
-    return _configured((_flags(flags, faults), variables, file.layer), faults, _of_all(flags))
+    return _flags(flags, faults), variables, file.layer
 
 
 def postgres_document(text: str, name: str) -> Configured[PostgresOptions]:
