@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,18 +17,21 @@ from typing import Any
 
 import psycopg
 import pytest
-from postgres_pods import REPO, DatabasePod, library_options, new_place
+from postgres_pods import REPO, DatabasePod, free_port, library_options, new_place
+from processes import BIN, until
 from psycopg.conninfo import conninfo_to_dict
 from servers import SERVERS, installation, new_cluster
 from test_postgres_faults import refused
 
 from sidecar import errors
 from sidecar.batteries.postgres.battery import PostgresBattery
+from sidecar.coordination.protocol import READY
 from sidecar.store import Bundle
 from sidecar.store.format import FILE
 from sidecar.testing import check_battery
 
 OURS = installation()
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -306,3 +311,106 @@ def test_the_battery_passes_the_contract_of_batteries(templates: Path) -> None:
             return PostgresBattery(library_options(place, pod), lambda *_: None)
 
         check_battery(make)
+
+
+# --- what is easily forgotten ------------------------------------------------------------------------------------------
+
+
+def test_a_container_that_was_killed_with_its_server_tells_that_rows_of_unlogged_tables_are_gone(pod: DatabasePod) -> None:
+    battery, application = pod.serve(), pod.application("--rejoin-timeout", "60")
+    pod.hear("db1/dbstarted")
+    pod.query("CREATE UNLOGGED TABLE scratch AS SELECT 1 AS n")
+    pod.query("CREATE TABLE kept AS SELECT 1 AS n")
+    # As a container dies: all of it at once.
+    postmaster = pod.postmaster()
+    os.kill(postmaster, signal.SIGSTOP)
+    battery.kill()
+    os.kill(postmaster, signal.SIGKILL)
+    again = pod.serve()
+    until(lambda: (record := pod.record("postgres-db1")) is not None and record.life == 2, "it lives again", pod)
+    pod.hear_state(READY, "postgres-db1")
+    assert pod.finish(application, again) == (0, 0), again.err
+    record = pod.record("postgres-db1")
+    assert record is not None
+    assert record.payload is not None
+    assert record.payload["destinations"][0]["recovered"] == 1
+    assert pod.rows("SELECT count(*) FROM kept") == [(1,)]
+
+
+def test_a_destination_that_is_configured_later_makes_what_is_there_worth_keeping(pod: DatabasePod) -> None:
+    battery, application = pod.serve(destRepo=None, destLabel=None, destMessage=None), pod.application("--rejoin-timeout", "60")
+    pod.hear("db1/dbstarted")
+    battery.kill()
+    again = pod.serve()
+    until(lambda: pod.journal()["notes"].get("kept") is True, "it is to be kept", pod)
+    assert pod.finish(application, again) == (0, 0), again.err
+
+
+@pytest.mark.parametrize("name", ["db1.partial", "db1.sidecar"])
+def test_a_name_that_is_the_place_of_something_of_ours_is_refused(pod: DatabasePod, name: str) -> None:
+    battery = pod.serve(name=name)
+    assert battery.wait() == errors.DATA
+    assert "does not end in .partial or .sidecar" in battery.err
+
+
+def test_a_link_in_the_clusters_directory_is_told_and_not_archived(pod: DatabasePod) -> None:
+    battery, application = pod.serve(), pod.application()
+    pod.hear("db1/dbstarted")
+    (pod.data / "elsewhere").symlink_to("/etc")
+    assert pod.finish(application, battery) == (errors.NOT_SAVED, errors.NOT_SAVED)
+    assert "a link, 'elsewhere'" in battery.err
+    assert pod.bundles() == []
+    (pod.data / "elsewhere").unlink()
+    again, application = pod.serve(), pod.application("--rejoin-timeout", "60")
+    assert (application.wait(), again.wait()) == (0, 0)
+
+
+def test_settings_of_the_database_do_not_bind_the_battery(pod: DatabasePod) -> None:
+    session(
+        pod,
+        "ALTER DATABASE shop SET role = 'dbuser'",
+        "ALTER DATABASE shop SET statement_timeout = '1ms'",
+        "CREATE TABLE t AS SELECT n FROM generate_series(1, 100000) n",
+        databases=["shop"],
+        settings={"idle_session_timeout": "50ms", "statement_timeout": "0"},
+    )
+    assert pod.bundles()
+
+
+def test_an_owner_whose_time_is_over_in_the_bundle_comes_in(pod: DatabasePod) -> None:
+    session(pod, "ALTER ROLE dbuser VALID UNTIL '2020-01-01' CONNECTION LIMIT 0", superuser=True)
+    assert pod.rows("SELECT 1") == [(1,)]
+
+
+def test_what_gives_up_durability_in_a_bundle_is_overruled(pod: DatabasePod) -> None:
+    session(
+        pod,
+        "ALTER SYSTEM SET synchronous_commit = off",
+        "ALTER SYSTEM SET data_sync_retry = on",
+        "ALTER ROLE dbuser SET synchronous_commit = off",
+        superuser=True,
+    )
+    with pod.restored() as connection:
+        for name, value in (("synchronous_commit", "on"), ("data_sync_retry", "off"), ("fsync", "on")):
+            assert connection.execute(f"SHOW {name}".encode()).fetchall() == [(value,)]
+
+
+def test_templates_that_cannot_be_kept_keep_no_database_from_being_made(pod: DatabasePod) -> None:
+    (pod.folder / "file").write_text("")
+    battery = pod.serve(env={"SIDECAR_TEMPLATES": f"{pod.folder}/file/templates"})
+    application = pod.application()
+    pod.hear("db1/dbstarted")
+    assert pod.finish(application, battery) == (0, 0)
+
+
+@pytest.mark.parametrize("program", [BIN / "wrap_datamon_pg", ROOT / "wrappers" / "wrap_datamon_pg"])
+def test_nothing_of_the_working_directory_is_run(pod: DatabasePod, program: Path) -> None:
+    (pod.folder / "sidecar").mkdir()
+    (pod.folder / "sidecar" / "__init__.py").write_text(f"open({str(pod.folder / 'ran')!r}, 'w')")
+    configured = [pod.configured("one", pgPort=free_port()), pod.configured("two", pgPort=free_port())]
+    (pod.folder / "two.yaml").write_text(json.dumps({"databases": configured}))
+    words = [sys.executable, "-P", program, "-c", pod.coord, "--config", pod.folder / "two.yaml"]
+    battery = pod.start(*words, env=pod.environment, cwd=pod.folder)
+    application = pod.application(names="one two")
+    assert pod.finish(application, battery) == (0, 0), battery.err
+    assert not (pod.folder / "ran").exists()

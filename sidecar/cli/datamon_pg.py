@@ -30,6 +30,7 @@ from sidecar.cli.hosting import (
     say_failed,
     store_of,
 )
+from sidecar.cli.start import program
 from sidecar.cli.wrap_application import STAY, write_termination_message
 from sidecar.coordination import host, protocol
 from sidecar.coordination.application import ENDING, Ending
@@ -221,9 +222,7 @@ def _serve_each(databases: tuple[Database, ...], signals: process.SignalQueue) -
     """Serve each database in a process of its own; return the status of the first, by name, that failed."""
     process.adopt_orphans()
     children = {
-        each.name: process.spawn(
-            [sys.executable, "-m", "sidecar.cli.wrap_datamon_pg", *sys.argv[1:], "--only", each.name], output=2
-        )
+        each.name: process.spawn([*program("wrap_datamon_pg"), *sys.argv[1:], "--only", each.name], output=2)
         for each in databases
     }
     poll = select.poll()

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ import click
 from sidecar import process
 from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain
+from sidecar.cli.start import program
 from sidecar.cli.store_option import store_option
 from sidecar.cli.view import View
 from sidecar.coordination import pod, protocol
@@ -84,8 +84,8 @@ def run(
     given = [f"--{name}={value}" for name in LIMITS if (value := limits[name.replace("-", "_")]) is not None]
     place = _place(coordination)
     _tell_earlier(place)
-    battery = [*_program("wrap_datamon"), "-c", place, "--populate", "--store", store, *_own(given), *asked]
-    wrapper = [*_program("wrap_application"), "-c", place, "-b", "fuse", "-q", f"--save={save}", *given, "--", *command]
+    battery = [*program("wrap_datamon"), "-c", place, "--populate", "--store", store, *_own(given), *asked]
+    wrapper = [*program("wrap_application"), "-c", place, "-b", "fuse", "-q", f"--save={save}", *given, "--", *command]
     status, last = _run(place, {"fuse": battery}, wrapper, View(quiet=quiet))
     status = _status(status, last)
     if report is not None:
@@ -142,10 +142,6 @@ def _write_report(path: str, report: Report) -> int:
         complain("sidecar", f"the report cannot be written: {path}: {error.strerror}")
         return IO
     return 0
-
-
-def _program(name: str) -> list[str]:
-    return [sys.executable, "-m", f"sidecar.cli.{name}"]
 
 
 def _own(limits: Sequence[str]) -> list[str]:

@@ -14,6 +14,13 @@ from typing import NoReturn
 from sidecar import process
 
 
+def program(name: str) -> list[str]:
+    """Return the words that run a command of this package, whatever the working directory holds, installed or not."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = f"import sys; sys.path.insert(0, {root!r}); from sidecar.cli.{name} import main; main()"
+    return [sys.executable, "-P", "-c", code]
+
+
 def start(module: str) -> NoReturn:
     """Run the click command `command` of a module of this package, under the name that the module has for it, and exit."""
     signals = process.SignalQueue()

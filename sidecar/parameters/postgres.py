@@ -61,6 +61,8 @@ from sidecar.parameters.settings import (
 CONFIG = "/config/pgparams.yaml"
 # What the pod's other participants say lies in the coordination directory under these names; a database's folder is there too.
 _RESERVED = ("mountdone", "initupload", "uploaddone")
+# What lies beside the directory of a database called NAME is called NAME and this.
+_OURS = (".partial", ".sidecar")
 # The superuser that the battery has for itself in every cluster.
 ADMIN = "sidecar"
 # NAMEDATALEN and LOCALE_NAME_BUFLEN, without the zero; a user's name is what useradd takes.
@@ -444,8 +446,9 @@ def _database(name: str, values: Values, notes: list[str], faults: list[Fault]) 
     data_dir = _data_dir(name, values)
     source = _source(name, data_dir, values, faults)
     destination = _destination(name, data_dir, values, faults)
-    if name in _RESERVED or any(c.isspace() for c in name):
-        problem = f"database {name!r}: expected a name without spaces that is none of {', '.join(_RESERVED)}"
+    if name in _RESERVED or any(c.isspace() for c in name) or name.endswith(_OURS):
+        expected = f"a name without spaces that is none of {', '.join(_RESERVED)} and does not end in {' or '.join(_OURS)}"
+        problem = f"database {name!r}: expected {expected}"
         faults.append(Fault(values.section.where, "name", problem))
     if source is None and destination is None:
         notes.append(f"database {name!r} has neither a source nor a destination: it is created empty and not saved")

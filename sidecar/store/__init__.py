@@ -10,7 +10,7 @@ places.py knows what is stored already; selection.py says which part of a bundle
 apart; bundles.py puts all together, in the order that the promises rest on.
 """
 
-from sidecar.store.bundles import Store, open_store
+from sidecar.store.bundles import Accept, Store, open_store
 from sidecar.store.download import Reader
 from sidecar.store.format import RESERVED, Bundle, Change, Entry, Move, Piece, Repo, check_name, encode_path, is_id
 from sidecar.store.reference import Reference, parse_reference
@@ -21,6 +21,7 @@ from sidecar.store.work import Progress, Stopped
 
 __all__ = [
     "RESERVED",
+    "Accept",
     "Bundle",
     "Change",
     "Checked",

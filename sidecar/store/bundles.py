@@ -33,6 +33,7 @@ _LISTED = 20  # names in an error message; more are counted
 _logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
+Accept = Callable[[Bundle, Cancelled], None]
 
 
 def open_store(url: str, *, patience: Patience | None = None, **options: Any) -> Store:
@@ -98,6 +99,7 @@ class Store:
         leave_out: LeaveOut | None = None,
         inspect: Inspect | None = None,
         base: Bundle | None = None,
+        accept: Accept | None = None,
         cancelled: Cancelled | None = None,
     ) -> Bundle:
         """Keep the directory at `path` as a new bundle of `repo`, point `label` at it, and return it, all durable.
@@ -120,6 +122,10 @@ class Store:
 
         `base` is a bundle of any repository of this store, such as the one that `path` was populated from: what it holds is
         not stored again either. Where it is missing or damaged that is logged, and it is not used.
+
+        `accept` is given the new bundle when all of it is in the store and nobody sees it yet: it can be read as any other. It
+        may take its time, asking the other thing it is given, which is true once it is to end, every few seconds; what it
+        raises ends the save, and nothing becomes visible.
 
         ParametersError where repo or label cannot be names, or a text is too long for a record.
         NotSaved where something is no file, directory or link, cannot be read, or keeps changing while it is read; with
@@ -154,6 +160,8 @@ class Store:
                 self._objects.size(form.bundle_name(repo, bundle.id))
             self._objects.flush()
             meter.check()
+            if accept is not None and bundle not in parents:
+                accept(bundle, partial(_asked, announcement, cancelled))
             announcement.check_held()
             if bundle not in parents:
                 self._commit(bundle)
@@ -426,6 +434,12 @@ class Store:
 def _distinct(*bundles: Bundle | None) -> list[Bundle]:
     """Return those there are of some bundles, of those that hold the same tree one."""
     return list({each.manifest: each for each in bundles if each is not None}.values())
+
+
+def _asked(announcement: Announcement, cancelled: Cancelled | None) -> bool:
+    """Keep what was uploaded from being pruned, and say whether it is given up."""
+    announcement.renew()
+    return cancelled is not None and cancelled()
 
 
 def _known(befores: list[Loaded]) -> Known:

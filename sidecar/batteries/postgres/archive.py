@@ -22,7 +22,7 @@ from sidecar.batteries.postgres.pages import Pages
 from sidecar.batteries.postgres.programs import Account, Cancelled
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved
 from sidecar.parameters.fuse import Destination
-from sidecar.store import Bundle, Entry, Store
+from sidecar.store import Accept, Bundle, Entry, Store
 from sidecar.store.format import FILE
 from sidecar.values import value
 
@@ -87,6 +87,7 @@ def keep(
     *,
     contributor: str,
     base: Bundle | None,
+    accept: Accept | None = None,
     progress: Progress,
     cancelled: Cancelled,
 ) -> Bundle:
@@ -104,12 +105,13 @@ def keep(
         leave_out=leave_out(control),
         inspect=pages,
         base=base,
+        accept=accept,
         cancelled=cancelled,
     )
 
 
-def check_whole(data: str) -> None:
-    """ConfigurationError where part of a cluster lies elsewhere, and would be in no bundle."""
+def check_whole(data: str, control: Control) -> None:
+    """ConfigurationError where part of a cluster lies elsewhere, and would be in no bundle: with links, none is restored."""
     try:
         names = os.listdir(f"{data}/pg_tblspc")
     except OSError as error:
@@ -118,6 +120,12 @@ def check_whole(data: str) -> None:
     if elsewhere:
         problem = f"{data} has tablespaces ({', '.join(elsewhere)}), which lie elsewhere and would be in no bundle"
         raise ConfigurationError(f"{problem}; ALTER … SET TABLESPACE pg_default, then DROP TABLESPACE")
+    left_out = leave_out(control)
+    for folder, folders, files in os.walk(data):
+        for name in (*folders, *files):
+            path = os.path.relpath(f"{folder}/{name}", data)
+            if os.path.islink(f"{folder}/{name}") and not left_out(path):
+                raise ConfigurationError(f"{data} has a link, {path!r}, and what it leads to would be in no bundle; remove it")
 
 
 def write_record(data: str, record: Mapping[str, Any], who: Account) -> None:

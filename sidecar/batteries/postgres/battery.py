@@ -40,7 +40,7 @@ from sidecar.batteries.postgres.control import Control
 from sidecar.batteries.postgres.handover import Way, hand_over
 from sidecar.batteries.postgres.installations import Installation, choose, find_installations
 from sidecar.batteries.postgres.postmaster import Postmaster, Server, hold, read_control
-from sidecar.batteries.postgres.programs import account, environment, run
+from sidecar.batteries.postgres.programs import Cancelled, account, environment, run
 from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SidecarError, Unreachable
 from sidecar.parameters.fuse import Destination, Source
@@ -112,6 +112,8 @@ class PostgresBattery:
             return dict(self._options.earlier or {})
         if stage.step == MAKING:
             self._make()
+        elif not read_control(stage.data).is_clean:
+            self._note_recovery("an earlier life of this container ended without shutting the server down")
         with self._serving:
             with closing(self._begin()) as connection:
                 told = self._set_up(connection)
@@ -284,7 +286,8 @@ class PostgresBattery:
 
     def _open(self) -> None:
         """Let clients in. From here on there may be rows that are nowhere else, and the journal says so first."""
-        self._stage.reach(BEGUN)
+        kept = self._database.destination is not None or self._stage.notes.get("kept") is not False
+        self._stage.reach(BEGUN, kept=kept)
         self._write_configuration(open_hba(trust=self._database.trust))
         assert self._postmaster is not None
         self._postmaster.reload()
@@ -407,8 +410,14 @@ class PostgresBattery:
             return sessions.activity(connection).log
         return 0
 
+    def _look_for_crash(self, connection: psycopg.Connection[Any]) -> None:
+        with self._serving:
+            if self._wanted:
+                self._note_crash(connection)
+
     def _say_how(self, began: int) -> None:
         with suppress(SidecarError), sessions.told("looking"), closing(self._connect("postgres")) as connection:
+            self._look_for_crash(connection)
             now = sessions.activity(connection)
             mib = (now.log - began) / (1 << 20)
             clients = "1 client" if now.clients == 1 else f"{now.clients} clients"
@@ -495,7 +504,7 @@ class PostgresBattery:
         control = read_control(self._stage.data)
         if not control.is_clean:
             raise PeerFailed(f"the cluster says of itself that it is {control.condition!r}, not 'shut down'; nothing is archived")
-        archive.check_whole(self._stage.data)
+        archive.check_whole(self._stage.data, control)
         archive.write_record(self._stage.data, record, self._who)
         self._stage.reach(STOPPED)
 
@@ -565,33 +574,28 @@ class PostgresBattery:
         control = read_control(stage.data)
         if not control.is_clean:
             raise PeerFailed(f"the cluster is {control.condition!r}, though it was shut down; nothing is archived")
-        scratch = self._database.verify == "restore"
-        label = "" if scratch else destination.label
-        bundle = self._keep(control, destination, label)
-        if scratch:
-            self._verify(bundle)
-            if destination.label:
-                self._store.set_label(destination.repo, destination.label, bundle.id, contributor=self._options.contributor)
+        bundle = self._keep(control, destination)
         if destination.bundle_id_file:
             write_bundle_id(destination.bundle_id_file, bundle)
         recovered = len(stage.notes.get("recovered") or ())
         return {**told_of(destination, bundle), "stored": bundle.stored, **({"recovered": recovered} if recovered else {})}
 
-    def _keep(self, control: Control, destination: Destination, label: str) -> Bundle:
+    def _keep(self, control: Control, destination: Destination) -> Bundle:
         how: Any = {
             "contributor": self._options.contributor,
             "base": self._base(),
+            "accept": self._verify if self._database.verify == "restore" else None,
             "progress": self._progress,
             "cancelled": self._closed.is_set,
         }
         if self._is_logical:
-            return logical.keep(self._stage, self._store, destination, label, **how)
-        return archive.keep(self._store, self._stage.data, control, destination, label, **how)
+            return logical.keep(self._stage, self._store, destination, destination.label, **how)
+        return archive.keep(self._store, self._stage.data, control, destination, destination.label, **how)
 
-    def _verify(self, bundle: Bundle) -> None:
+    def _verify(self, bundle: Bundle, cancelled: Cancelled) -> None:
+        """See that a bundle that nobody gets yet can be restored and is sound."""
         installation = self._newest() if self._is_logical else self._running()
-        stop = self._closed.is_set
-        verification.verify(self._stage, self._store, bundle, installation, self._who, self._settings, self._progress, stop)
+        verification.verify(self._stage, self._store, bundle, installation, self._who, self._settings, self._progress, cancelled)
 
     def _base(self) -> Bundle | None:
         """Return the bundle that the cluster was restored from: most of its pages are still that."""

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, suppress
 import psycopg
 
 from sidecar.batteries.postgres.clusters import adopt
-from sidecar.batteries.postgres.configuration import ADMIN, CLOSED, SESSION, Places, passfile, postgresql_conf
+from sidecar.batteries.postgres.configuration import ADMIN, CLOSED, Places, passfile, postgresql_conf, session_options
 from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.postmaster import Postmaster, Server, read_control
 from sidecar.batteries.postgres.programs import Account, Cancelled, environment, run
@@ -87,12 +87,6 @@ class Tools:
         except PeerFailed as error:
             return lines or [str(error)]
         return None
-
-
-def session_options(major: int) -> str:
-    """Return what the client programs' sessions on a server insist on, as libpq takes it. Some triggers run at each login."""
-    more = (("event_triggers", "off"),) if major >= 17 else ()
-    return " ".join(f"-c {name}={text}" for name, text in (*SESSION, *more))
 
 
 def keep_first(lines: list[str], line: str) -> None:

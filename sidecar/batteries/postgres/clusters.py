@@ -116,6 +116,8 @@ def _prepare(template: str, installation: Installation, who: Account, locale: st
         initdb(temporary, installation, who, locale, cancelled)
         with suppress(OSError):  # another was quicker
             os.rename(temporary, template)
+    except PeerFailed:
+        return ""  # the account may not enter there, or it is full; what else is wrong is met again where the cluster is to be
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return template

@@ -46,6 +46,8 @@ _OWN: tuple[tuple[int, str, str], ...] = (
     (0, "krb_server_keyfile", ""),
     (0, "fsync", "on"),
     (0, "full_page_writes", "on"),
+    (0, "synchronous_commit", "on"),
+    (0, "data_sync_retry", "off"),
     (0, "zero_damaged_pages", "off"),
     (0, "ignore_checksum_failure", "off"),
     (14, "ignore_invalid_pages", "off"),
@@ -58,15 +60,19 @@ _OWN: tuple[tuple[int, str, str], ...] = (
     (15, "log_startup_progress_interval", "1s"),
 )
 # What a session of ours insists on, for it is stronger than what roles and databases have of their own.
-SESSION = (
-    ("session_preload_libraries", ""),
-    ("local_preload_libraries", ""),
-    ("search_path", "pg_catalog"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("default_transaction_read_only", "off"),
-    ("synchronous_commit", "on"),
+_SESSION: tuple[tuple[int, str, str], ...] = (
+    (0, "session_preload_libraries", ""),
+    (0, "local_preload_libraries", ""),
+    (0, "role", "none"),
+    (0, "search_path", "pg_catalog"),
+    (0, "statement_timeout", "0"),
+    (0, "lock_timeout", "0"),
+    (0, "idle_in_transaction_session_timeout", "0"),
+    (14, "idle_session_timeout", "0"),
+    (17, "transaction_timeout", "0"),
+    (0, "default_transaction_read_only", "off"),
+    (0, "synchronous_commit", "on"),
+    (17, "event_triggers", "off"),  # one that fails at a login would keep us out
 )
 
 
@@ -105,6 +111,11 @@ def server_arguments(places: Places, major: int, settings: Mapping[str, str]) ->
     # The operator may well load a library; a bundle may not.
     given = {**own, **settings, **files}
     return ["-D", places.data, *(part for name, text in given.items() for part in ("-c", f"{name}={text}"))]
+
+
+def session_options(major: int) -> str:
+    """Return what libpq is to ask of a server for a session of ours, as its `options`."""
+    return " ".join(f"-c {name}={text}" for since, name, text in _SESSION if major >= since)
 
 
 def network_arguments(places: Places, port: int, *, listen: bool) -> list[str]:

@@ -36,7 +36,7 @@ from sidecar.batteries.postgres.sessions import Connect, Connection
 from sidecar.batteries.postgres.stage import Stage
 from sidecar.errors import ConfigurationError, Corrupt, PeerFailed
 from sidecar.parameters.fuse import Destination
-from sidecar.store import Bundle, Entry, Store
+from sidecar.store import Accept, Bundle, Entry, Store
 from sidecar.store.format import LINK
 
 GLOBALS = "globals.sql"
@@ -105,6 +105,7 @@ def keep(
     *,
     contributor: str,
     base: Bundle | None,
+    accept: Accept | None = None,
     progress: Progress,
     cancelled: Cancelled,
 ) -> Bundle:
@@ -118,6 +119,7 @@ def keep(
         progress=progress,
         reuse=True,
         base=base,
+        accept=accept,
         cancelled=cancelled,
     )
 

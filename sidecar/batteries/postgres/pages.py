@@ -46,16 +46,17 @@ Numbers = NDArray[np.uint32]
 def check(view: memoryview, first_block: int, block: int = 8192) -> list[int]:
     """Return the numbers of the pages in `view` that are not what was written; it begins with page `first_block` of a relation.
 
-    A page of nothing but zeros is one that was allocated and never written. A part of a page at the end is wrong.
+    A page of nothing but zeros is one that was allocated and never written. A part of a page at the end is left by a full disk,
+    and no server looks at it.
     """
     assert sys.byteorder == "little", "pages are in the byte order of their machine, and so are numpy's numbers"
-    count, rest = divmod(len(view), block)
+    count = len(view) // block
     wrong = []
     for start in range(0, count, _AT_ONCE):
         some = view[start * block : min(start + _AT_ONCE, count) * block]
         rows = np.frombuffer(some, np.uint32).reshape(-1, block // (4 * _COLUMNS), _COLUMNS)
         wrong += (first_block + start + _wrong(rows, first_block + start)).tolist()
-    return [*wrong, first_block + count] if rest else wrong
+    return wrong
 
 
 def _wrong(pages: Numbers, first_block: int) -> NDArray[np.intp]:

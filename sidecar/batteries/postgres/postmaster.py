@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
-from sidecar.batteries.postgres.configuration import ADMIN, SESSION, Places, network_arguments, server_arguments
+from sidecar.batteries.postgres.configuration import ADMIN, Places, network_arguments, server_arguments, session_options
 from sidecar.batteries.postgres.control import Control, Malformed, decode_control
 from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.programs import Account, Cancelled, Tail, end_with_parent, environment
@@ -44,6 +44,7 @@ _QUIT = 5.0  # seconds that SIGQUIT may take until it is SIGKILL
 _RELOAD = 10.0  # seconds until a configuration counts as read, whatever the server says: a broken one never does
 _STUCK = 60.0  # seconds until a server that shuts down begins its last checkpoint, at the latest
 _HURRY = 20  # looks at a lock, one each 10 ms, between two looks at who holds it
+_LOOKED = 20  # seconds until a look at all processes is given up; it takes milliseconds
 _FULL = "No space left on device"
 
 
@@ -83,16 +84,12 @@ class Postmaster:
         However long a recovery takes it is waited for, until `cancelled`: Stopped, and the server is gone. ConfigurationError
         where the port is taken, Unreachable where the disk is full, else PeerFailed with what the server said last.
         """
-        lock = hold(self.server.places, cancelled)
         try:
-            if self.server.listen:
-                # Not before: an earlier server of this cluster has the port until it is gone.
-                _check_port(self.server.port)
-            _remove_sockets(self.server)
-            threading.Thread(target=self._keep, args=(lock,), daemon=True, name="postmaster").start()
-            self._begun.wait()
-        finally:
-            os.close(lock)
+            self._begin(cancelled)
+        except BaseException:
+            if not self._begun.is_set():
+                self.ended.set()  # or whoever has it would take it for one that runs
+            raise
         try:
             if self._error is not None:
                 raise ConfigurationError(f"{self.server.installation.program('postgres')}: {self._error.strerror}")
@@ -107,6 +104,18 @@ class Postmaster:
             self.kill()
             raise
         return connection
+
+    def _begin(self, cancelled: Cancelled) -> None:
+        lock = hold(self.server.places, cancelled)
+        try:
+            if self.server.listen:
+                # Not before: an earlier server of this cluster has the port until it is gone.
+                _check_port(self.server.port)
+            _remove_sockets(self.server)
+            threading.Thread(target=self._keep, args=(lock,), daemon=True, name="postmaster").start()
+            self._begun.wait()
+        finally:
+            os.close(lock)
 
     def connect(self, database: str = "postgres", *, timeout: int = 60) -> psycopg.Connection[Any]:
         """Return a connection of ADMIN's that commits each statement; PeerFailed.
@@ -130,8 +139,6 @@ class Postmaster:
     def _connect(self, database: str, timeout: int) -> psycopg.Connection[Any]:
         import psycopg
 
-        # Where they are off, nobody can keep us out with one that fails at a login (since 17).
-        triggers = [("event_triggers", "off")] if self.server.installation.major >= 17 else []
         return psycopg.connect(
             host=self.server.places.socket,
             port=self.server.port,
@@ -140,7 +147,7 @@ class Postmaster:
             dbname=database,
             application_name="sidecar",
             client_encoding="utf8",  # of a cluster without an encoding names would come as bytes
-            options=" ".join(f"-c {name}={text}" for name, text in (*SESSION, *triggers)),
+            options=session_options(self.server.installation.major),
             connect_timeout=timeout,
             autocommit=True,
         )
@@ -264,18 +271,39 @@ def hold(places: Places, cancelled: Cancelled) -> int:
             os.close(fd)
             raise Stopped(f"{places.data}: told to stop while processes of an earlier server still lived")
         if looks % _HURRY == 0:
-            _hurry(fd, places.data, time.monotonic() - begun if looks else 0.0)
+            _hurry(fd, places, time.monotonic() - begun if looks else 0.0)
         looks += 1
         never.wait(0.01)
 
 
-def _hurry(lock: int, data: str, waited: float) -> None:
-    """Have what an earlier battery left come to its end: a server is asked to shut down, at first, should it not know.
+def _hurry(lock: int, places: Places, waited: float) -> None:
+    """Have what an earlier battery left come to its end: see `_end_earlier`.
+
+    Done by a copy of this process that is the account's, as the directory of the socket is: root may not see what others have
+    open where it lacks CAP_SYS_PTRACE, as it does in most containers. It becomes no program, for the account may have none of
+    ours to run.
+    """
+    path = os.readlink(f"/proc/self/fd/{lock}")
+
+    def look() -> None:
+        try:
+            signal.alarm(_LOOKED)
+            _end_earlier(path, places.data, waited)
+        finally:
+            os._exit(0)
+
+    with suppress(OSError):  # there can be no process: later there may
+        told = os.stat(places.socket)
+        who = Account(told.st_uid, told.st_gid)
+        subprocess.Popen(["look"], cwd="/", start_new_session=True, preexec_fn=look, **who.popen).wait()
+
+
+def _end_earlier(path: str, data: str, waited: float) -> None:
+    """Ask a server that has the lock to shut down, at first, should it not know that it is to.
 
     Where there is none any more, its processes are killed: one that is busy with a query would not notice before its end that
     its server is gone, and keep it from being begun again.
     """
-    path = os.readlink(f"/proc/self/fd/{lock}")
     holders = {pid: _arguments(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _holds(pid, path)}
     servers = [pid for pid, arguments in holders.items() if b"-D" in arguments[1:3]]
     ours = [pid for pid in servers if os.fsencode(data) in holders[pid][1:3]]
@@ -312,13 +340,37 @@ def _is_stuck(data: str, waited: float) -> bool:
 
 
 def _holds(pid: int, path: str) -> bool:
-    """Say whether a process has a file open. No copy of ours does, that is about to become a program of its own."""
+    """Say whether a process has a file open, and is not the battery, nor a copy of it that is about to become a program."""
     try:
-        if os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe"):
-            return False
-        return any(os.readlink(each.path) == path for each in os.scandir(f"/proc/{pid}/fd"))
+        with os.scandir(f"/proc/{pid}/fd") as found:
+            return any(_link(each.path) == path for each in found) and not _is_battery(pid)
     except OSError:  # it is gone, or not for us to look at
         return False
+
+
+def _is_battery(pid: int) -> bool:
+    """Say whether a process is our parent, or a child of that with the same command line, as we are ourselves.
+
+    By its program alone, what a server began with our Python would be one. By its parent alone, so would a server's processes:
+    in a container, whose first process the battery is, the kernel gives it whoever lost its parent.
+    """
+    battery = os.getppid()
+    return pid == battery or (_parent(pid) == battery and _arguments(pid) == _arguments(os.getpid()))
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read(4096).rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # it was closed meanwhile
+        return ""
 
 
 def _arguments(pid: int) -> list[bytes]:

@@ -1,14 +1,17 @@
 """What is said to a running server, as ADMIN: before clients are let in, while they are, and before it is shut down for good.
 
-Every connection here is ADMIN's own, commits each statement, and insists on its settings (see configuration.SESSION). Names are
-quoted by psycopg; nothing that a user or a bundle says becomes part of a statement as it is.
+Every connection here is ADMIN's own, commits each statement, and insists on its settings (configuration.session_options). Names
+are quoted by psycopg; nothing that a user or a bundle says becomes part of a statement as it is.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -31,6 +34,7 @@ _DISARMED = (
     "dynamic_library_path",
     "extension_control_path",
     "jit_provider",
+    "synchronous_commit",
     "zero_damaged_pages",
     "ignore_checksum_failure",
 )
@@ -86,7 +90,10 @@ def own(connection: Connection, owner: str, verifier: str | None, *, superuser: 
         problem = f"{owner!r} is the superuser that the bundle's cluster was made with"
         raise ConfigurationError(f"{problem}; name another owner, or say superuser: true, for code it runs is the server's")
     power = sql.SQL("SUPERUSER" if superuser else "NOSUPERUSER NOCREATEROLE NOREPLICATION NOBYPASSRLS")
-    statement = sql.SQL("ALTER ROLE {} WITH LOGIN CREATEDB {} PASSWORD {}").format(name, power, sql.Literal(verifier))
+    # A bundle may have it that the role's time is over.
+    statement = sql.SQL("ALTER ROLE {} WITH LOGIN CREATEDB {} VALID UNTIL 'infinity' CONNECTION LIMIT -1 PASSWORD {}").format(
+        name, power, sql.Literal(verifier)
+    )
     # Settings, of a bundle also, may have every statement written into the log; what is kept of a password has no place there.
     connection.execute("SET log_min_messages = 'panic'")
     connection.execute(statement)
@@ -220,9 +227,13 @@ def began(connection: Connection) -> str:
 
 
 def end_clients(connection: Connection, cancelled: Cancelled) -> int:
-    """End every session but ADMIN's, and return, once there is none, how many there were. New ones are not let in by now."""
+    """End every session but ADMIN's, and return, once there is none, how many there were. New ones are not let in by now.
+
+    One that looks at no interrupt, whatever keeps it from that, is killed after _PATIENCE. The server then ends all its processes
+    and recovers, and we are cut off, too. Were it only passed over, what it has locked would hold the vacuum for ever.
+    """
     ended: set[int] = set()
-    never = threading.Event()
+    never, begun = threading.Event(), time.monotonic()
     while True:
         rows = connection.execute(
             "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -233,7 +244,19 @@ def end_clients(connection: Connection, cancelled: Cancelled) -> int:
         ended |= {row[0] for row in rows}
         if cancelled():
             raise Stopped("told to stop while clients were ended")
+        if time.monotonic() - begun > _PATIENCE:
+            _kill(row[0] for row in rows)
         never.wait(_LOOK)
+
+
+# Seconds. It ends what it does within milliseconds, or hangs; a slow disk may take some tens of seconds for a single write.
+_PATIENCE = 60.0
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def prepared(connection: Connection) -> list[str]:

@@ -29,7 +29,7 @@ from psycopg import sql
 
 from sidecar.batteries.postgres import closed, clusters, logical, sessions
 from sidecar.batteries.postgres.closed import Closed
-from sidecar.batteries.postgres.configuration import Places, postgresql_conf, server_arguments
+from sidecar.batteries.postgres.configuration import Places, postgresql_conf, server_arguments, session_options
 from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.postmaster import hold, read_control
 from sidecar.batteries.postgres.programs import Account, Cancelled, environment, run
@@ -206,7 +206,7 @@ class _Upgrade:
         lines = list[str]()
         with self.configured(), self.lock(places) as lock:
             try:
-                env = environment(self.new.bindir, self.work, {"PGOPTIONS": closed.session_options(self.old.major)})
+                env = environment(self.new.bindir, self.work, {"PGOPTIONS": session_options(self.old.major)})
                 run(argv, self.who, env, cancelled=self.cancelled, cwd=self.work, hear=lines.append, pass_fds=(lock,))
             except PeerFailed:
                 raise PeerFailed(f"pg_upgrade: {self.reason(lines)}") from None
