@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -20,14 +21,18 @@ from typing import Any
 import psycopg
 import pytest
 from postgres_pods import LABEL, REPO, DatabasePod, free_port, library_options, new_place
-from processes import BIN, HANG, children_of, gone, processes, until
-from servers import account
+from processes import BIN, HANG, LONG, children_of, forked, gone, processes, state_of, until
+from servers import account, give
 
-from sidecar import errors
+from sidecar import errors, linux
 from sidecar.batteries.postgres import battery as battery_module
+from sidecar.batteries.postgres import sessions
 from sidecar.batteries.postgres.battery import PostgresBattery
+from sidecar.batteries.postgres.configuration import Places
+from sidecar.batteries.postgres.postmaster import hold
 from sidecar.errors import Unreachable
-from sidecar.parameters.fuse import Source
+from sidecar.parameters.fuse import Destination, Source
+from sidecar.store import Stopped
 
 SEED = (
     "CREATE TABLE stock AS SELECT n, md5(n::text) AS text FROM generate_series(1, 20000) AS n",
@@ -202,8 +207,17 @@ def test_a_server_that_dies_while_the_application_runs_is_begun_again(pod: Datab
     session.succeed()
 
 
+CAP_SYS_PTRACE, PR_CAPBSET_DROP = 19, 24
+
+
+def be_contained() -> None:
+    """Where it is root who begins a program, have it lack what root lacks in a container by default: to look at others."""
+    if os.getuid() == 0:
+        linux.prctl(PR_CAPBSET_DROP, CAP_SYS_PTRACE)
+
+
 def test_a_query_that_outlives_its_server_does_not_keep_it_from_being_begun_again(pod: DatabasePod) -> None:
-    session = Session(pod, **RESTORED)
+    session = Session(pod, how={"prepare": be_contained}, **RESTORED)
     with suppress(psycopg.OperationalError), closing(pod.connect()) as connection:
         busy = connection.info.backend_pid
         work = threading.Thread(target=_ignored, args=(connection, "SELECT count(*) FROM generate_series(1, 2000000000)"))
@@ -221,6 +235,97 @@ def test_a_query_that_outlives_its_server_does_not_keep_it_from_being_begun_agai
 def _ignored(connection: psycopg.Connection[Any], sql: str) -> None:
     with suppress(psycopg.Error):
         connection.execute(sql.encode())
+
+
+@pytest.fixture
+def places() -> Iterator[Places]:
+    """The places of a server that there is none of."""
+    with new_place() as home:
+        (home / "s").mkdir()
+        yield Places(str(home / "data"), str(home), str(home / "s"))
+
+
+def test_a_program_that_a_server_left_is_ended_though_it_is_our_own_interpreters(places: Places) -> None:
+    lock = hold(places, lambda: False)
+    left = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG})"], pass_fds=[lock])
+    os.close(lock)
+    try:
+        os.close(hold(places, lambda: False))
+        assert left.wait(HANG) == -signal.SIGKILL
+    finally:
+        left.kill()
+        left.wait()
+
+
+def test_a_copy_of_ourselves_that_has_yet_to_become_a_program_is_waited_for_and_not_ended(places: Places) -> None:
+    lock = hold(places, lambda: False)
+    go, end = os.pipe()
+
+    def wait() -> None:
+        os.close(end)
+        os.read(go, 1)
+
+    copy = forked(wait)
+    os.close(lock)
+    looks = iter(range(30))
+    with pytest.raises(Stopped):
+        hold(places, lambda: next(looks, None) is None)
+    os.close(end)
+    assert os.waitpid(copy, 0)[1] == 0
+    os.close(hold(places, lambda: False))
+    os.close(go)
+
+
+@contextmanager
+def port_taken_from(session: Session) -> Iterator[None]:
+    """Have the server be gone and its port another's, within it, when its battery comes to begin it again."""
+    pod, battery = session.pod, session.battery
+    battery.send(signal.SIGSTOP)
+    until(lambda: state_of(battery.pid) == "T", "the battery does nothing", pod)
+    server = pod.postmaster()
+    os.kill(server, signal.SIGKILL)
+    until(lambda: state_of(server) in ("Z", ""), "the server is gone", pod)
+    with socket.create_server(("127.0.0.1", pod.port)):
+        battery.send(signal.SIGCONT)
+        until(lambda: "cannot be begun again" in battery.err, "the battery has tried", pod)
+        yield
+
+
+def test_a_server_whose_port_was_taken_when_it_died_is_recovered_for_the_save_once_it_is_free(pod: DatabasePod) -> None:
+    session = Session(pod, **RESTORED)
+    pod.query("INSERT INTO stock SELECT 0, 'more'")
+    with port_taken_from(session):
+        pass
+    session.succeed()
+    assert pod.rows(COUNT) == [(20001,)]
+
+
+def test_a_server_whose_port_stays_taken_fails_the_save_at_once_and_tells_what_to_do(pod: DatabasePod) -> None:
+    session = Session(pod, **RESTORED)
+    with port_taken_from(session):
+        session.fail("give the database another with pgPort")
+
+
+def test_a_session_that_looks_at_no_interrupt_does_not_hold_the_save(pod: DatabasePod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_PATIENCE", 0.5)
+    with new_place() as top:
+        (top / "coord").mkdir()
+        give(top / "coord")
+        destination = Destination("db1", str(top), REPO, message="what came of it", label=LABEL)
+        options = library_options(top, pod, source=Source("db1", "", REPO, LABEL), destination=destination)
+        battery = PostgresBattery(options, lambda *_: None)
+        try:
+            battery.ready()
+            with closing(psycopg.connect((top / "coord" / "dsn").read_text(), autocommit=True)) as connection:
+                connection.execute("INSERT INTO stock SELECT 0, 'more'")
+                connection.execute("BEGIN")
+                connection.execute("LOCK TABLE stock")
+                os.kill(connection.info.backend_pid, signal.SIGSTOP)
+                [told] = battery.save()["destinations"]
+        finally:
+            battery.close()
+    assert told["recovered"] == 1
+    assert pod.rows(COUNT) == [(20001,)]
 
 
 def test_a_server_whose_battery_was_killed_while_it_recovered_does_not_keep_the_next_life_waiting(pod: DatabasePod) -> None:
