@@ -304,6 +304,9 @@ def test_a_server_whose_port_stays_taken_fails_the_save_at_once_and_tells_what_t
     session = Session(pod, **RESTORED)
     with port_taken_from(session):
         session.fail("give the database another with pgPort")
+    session.again()
+    session.succeed()
+    assert pod.rows(COUNT) == [(20000,)]
 
 
 def test_a_session_that_looks_at_no_interrupt_does_not_hold_the_save(pod: DatabasePod, monkeypatch: pytest.MonkeyPatch) -> None:
