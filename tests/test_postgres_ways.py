@@ -409,7 +409,7 @@ def test_nothing_of_the_working_directory_is_run(pod: DatabasePod, program: Path
     (pod.folder / "sidecar" / "__init__.py").write_text(f"open({str(pod.folder / 'ran')!r}, 'w')")
     configured = [pod.configured("one", pgPort=free_port()), pod.configured("two", pgPort=free_port())]
     (pod.folder / "two.yaml").write_text(json.dumps({"databases": configured}))
-    words = [sys.executable, "-P", program, "-c", pod.coord, "--config", pod.folder / "two.yaml"]
+    words: list[str | Path] = [sys.executable, "-P", program, "-c", pod.coord, "--config", pod.folder / "two.yaml"]
     battery = pod.start(*words, env=pod.environment, cwd=pod.folder)
     application = pod.application(names="one two")
     assert pod.finish(application, battery) == (0, 0), battery.err
