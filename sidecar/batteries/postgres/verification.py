@@ -48,7 +48,7 @@ def verify(
         with closed.room(stage):
             _look_through(stage, store, bundle, installation, who, settings, progress, cancelled)
     except (PeerFailed, Corrupt, ConfigurationError, SourceMissing, Unreachable) as error:
-        raise NotSaved(f"{bundle.reference} does not pass its verification, and nobody gets it: {error}") from None
+        raise NotSaved(f"{bundle.reference} does not pass its verification: {error}; nobody gets it") from None
     finally:
         shutil.rmtree(stage.partial, ignore_errors=True)
 
