@@ -555,3 +555,38 @@ def test_killed_before_its_record_an_archive_is_not_visible(
         assert killed(lambda: local.save(tree, "target", label="main", base=base, inspect=Inspector()))
     assert nothing_is_visible(local, "target")
     check_same(local, local.save(tree, "target", label="main", base=base), tree, tmp_path)
+
+
+# --- a last look -------------------------------------------------------------------------------------------------------
+
+
+def test_who_accepts_a_bundle_can_read_all_of_it_while_nobody_else_sees_it(store: Store, tree: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def accept(bundle: Bundle, to_end: Callable[[], bool]) -> None:
+        assert store.bundles("results") == []
+        store.populate(bundle, tmp_path / "again", cancelled=to_end)
+        seen.append(bundle.id)
+
+    saved = store.save(tree, "results", label="latest", accept=accept)
+    assert seen == [saved.id]
+    assert read_tree(tmp_path / "again") == read_tree(tree)
+
+
+def test_a_bundle_that_is_not_accepted_is_seen_by_nobody(store: Store, tree: Path) -> None:
+    before = store.save(tree, "results", label="latest")
+    (tree / "small").write_bytes(b"other")
+
+    def refuse(_: Bundle, __: Callable[[], bool]) -> None:
+        raise NotSaved("it is not good enough")
+
+    with pytest.raises(NotSaved, match="not good enough"):
+        store.save(tree, "results", label="latest", accept=refuse)
+    assert store.bundles("results") == [before]
+    assert store.labels("results") == {"latest": before.id}
+    assert store.check(read_data=True).faults == ()
+
+
+def test_a_bundle_that_was_accepted_before_is_not_asked_for_again(store: Store, tree: Path) -> None:
+    before = store.save(tree, "results", reuse=True)
+    assert store.save(tree, "results", reuse=True, accept=lambda *_: pytest.fail("it is there already")) == before
