@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sidecar.batteries import Progress
@@ -30,6 +31,7 @@ from sidecar.batteries.postgres.archive import LOGICAL, PHYSICAL, Described
 from sidecar.batteries.postgres.configuration import (
     ADMIN,
     CLOSED,
+    Places,
     open_hba,
     passfile,
     postgresql_conf,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 _STATUS = 5.0  # seconds between two looks at how the server is doing
 _LIVES = 5  # how often a server that dies is begun again
+_RECOVERED = 50  # crashes that are written down; a client that kills its own process every second makes more than anybody reads
 _SHUTDOWN = 3600.0  # seconds; what ends it sooner is the pod's own patience
 _CLOSING = 3.0  # seconds until a server that has to end soon is made to; the host gives us five
 _MARGIN = 64 << 20  # bytes that must be free beside a cluster: four segments of its log, without which no server begins
@@ -99,6 +102,7 @@ class PostgresBattery:
         self._wanted = False  # whether a server that ends is to be begun again
         self._postmaster: Postmaster | None = None
         self._began = ""
+        self._deaths = 0
         self._source: Bundle | None = None
 
     # --- ready
@@ -334,7 +338,7 @@ class PostgresBattery:
         stage.write("pg_ident.conf", "", 0o644)
 
     @property
-    def _places(self) -> Any:
+    def _places(self) -> Places:
         return self._stage.places(self._database.port, self._clients)
 
     @property
@@ -347,11 +351,9 @@ class PostgresBattery:
     def _settings(self) -> dict[str, str]:
         return dict(self._database.settings)
 
-    @property
+    @cached_property
     def _installed(self) -> list[Installation]:
-        if not hasattr(self, "_found"):
-            self._found = find_installations(self._options.folders)
-        return self._found
+        return find_installations(self._options.folders)
 
     def _newest(self) -> Installation:
         """Return what new clusters are of, and upgrades lead to."""
@@ -390,13 +392,13 @@ class PostgresBattery:
                 self._say_how(began)
 
     def _begin_again(self) -> bool:
-        recovered = [*self._stage.notes.get("recovered", ()), "the server died while the application ran"]
+        self._deaths += 1
         try:
-            if len(recovered) > _LIVES:
-                raise PeerFailed(f"the server of {self._database.name!r} died {len(recovered)} times")
+            if self._deaths > _LIVES:
+                raise PeerFailed(f"the server of {self._database.name!r} died {self._deaths} times")
             _logger.warning("the server died and is begun again")
             self._stage.drop_ballast()  # a full disk may be why, and would have not even this written down
-            self._stage.note(recovered=recovered)
+            self._note_recovery("the server died while the application ran")
             self._begin().close()
             self._open()
         except SidecarError as error:
@@ -538,7 +540,8 @@ class PostgresBattery:
 
     def _note_recovery(self, why: str) -> None:
         """Write down that there was a crash: what is not in the log, rows of unlogged tables, is gone."""
-        self._stage.note(recovered=[*self._stage.notes.get("recovered", ()), why])
+        told = [*self._stage.notes.get("recovered", ()), why]
+        self._stage.note(recovered=told[:_RECOVERED])
 
     def _note_crash(self, connection: psycopg.Connection[Any]) -> None:
         began = sessions.began(connection)

@@ -200,7 +200,7 @@ def _ended_by(postmaster: Postmaster, cancelled: Cancelled) -> Iterator[None]:
 @contextmanager
 def scratch(stage: Stage, who: Account) -> Iterator[str]:
     """Yield a new directory beside the cluster, the account's alone; it is gone afterwards. One of a killed life goes first."""
-    path = f"{stage.home}/work"
+    path = f"{stage.home}/scratch"
     make_folder(path, who)
     try:
         yield path

@@ -456,8 +456,8 @@ def _literal(text: str) -> str:
 
 def forget(stage: Stage) -> None:
     """Have nothing left of an upgrade whose life was killed: no servers, no directory."""
-    end_servers([_places(stage, data) for data in (stage.partial, f"{stage.home}/work/new")])
-    shutil.rmtree(f"{stage.home}/work", ignore_errors=True)
+    end_servers([_places(stage, data) for data in (stage.partial, f"{stage.home}/scratch/new")])
+    shutil.rmtree(f"{stage.home}/scratch", ignore_errors=True)
 
 
 def _places(stage: Stage, data: str) -> Places:
