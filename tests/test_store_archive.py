@@ -570,7 +570,7 @@ def test_who_accepts_a_bundle_can_read_all_of_it_while_nobody_else_sees_it(store
 
     saved = store.save(tree, "results", label="latest", accept=accept)
     assert seen == [saved.id]
-    assert read_tree(tmp_path / "again") == read_tree(tree)
+    assert read_tree(str(tmp_path / "again")) == read_tree(str(tree))
 
 
 def test_a_bundle_that_is_not_accepted_is_seen_by_nobody(store: Store, tree: Path) -> None:
