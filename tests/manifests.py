@@ -1,0 +1,117 @@
+"""The manifests of `k8s-examples/`, and the pods that they become.
+
+A Pod is itself, a Job is its template; a step of a Workflow is the pod that Argo makes of the step's template: its container is
+called main, its sidecars are containers like it, and so are all of a containerSet. What a folder holds for the tests is told in
+k8s-examples/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "k8s-examples"
+
+
+class Pod(NamedTuple):
+    """A pod's name and specification, and the ConfigMaps of its manifest by name."""
+
+    name: str
+    spec: dict[str, Any]
+    config_maps: dict[str, dict[str, str]]
+
+    @property
+    def containers(self) -> list[dict[str, Any]]:
+        """All of its containers, those of its beginning first."""
+        return [*self.spec.get("initContainers", ()), *self.spec["containers"]]
+
+
+class Once(yaml.SafeLoader):
+    """Reads YAML in which no key stands twice: the later one would silently count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; ValueError where a key stands twice."""
+        keys = [key.value for key, _ in node.value]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a key stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def manifests() -> list[Path]:
+    """Return every manifest of the examples."""
+    return sorted(EXAMPLES.rglob("*.yaml"))
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a manifest."""
+    return [document for document in yaml.load_all(path.read_text(), Once) if document]
+
+
+def pods(path: Path) -> list[Pod]:
+    """Return the pods that a manifest becomes."""
+    found = documents(path)
+    config_maps = {each["metadata"]["name"]: each["data"] for each in found if each["kind"] == "ConfigMap"}
+    specs: list[tuple[str, dict[str, Any]]] = []
+    for each in found:
+        name = each["metadata"]["name"]
+        match each["kind"]:
+            case "Pod":
+                specs.append((name, each["spec"]))
+            case "Job":
+                specs.append((name, each["spec"]["template"]["spec"]))
+            case "Workflow":
+                specs.extend(
+                    (f"{name}-{step['name']}", pod_of(each, template, arguments)) for step, template, arguments in steps(each)
+                )
+    return [Pod(name, spec, config_maps) for name, spec in specs]
+
+
+# --- Argo --------------------------------------------------------------------------------------------------------------
+
+
+def steps(
+    workflow: Mapping[str, Any], outputs: Mapping[str, str] | None = None
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, str]]]:
+    """Yield each step of a workflow's entrypoint, one after another, its template, and the arguments that it is given.
+
+    `outputs` is looked into for `steps.NAME.outputs.parameters.PARAMETER` when a step is asked for; without it, an id stands in.
+    """
+    templates = {each["name"]: each for each in workflow["spec"]["templates"]}
+    for group in templates[workflow["spec"]["entrypoint"]]["steps"]:
+        for step in group:
+            given = {each["name"]: each["value"] for each in step["arguments"]["parameters"]}
+            if outputs is None:
+                stand_in = re.sub(r"\{\{steps\.[^}]+\}\}", "0" * 26, json.dumps(given))
+                yield step, templates[step["template"]], json.loads(stand_in)
+            else:
+                yield step, templates[step["template"]], expand(given, outputs)
+
+
+def expand(value: Any, values: Mapping[str, str]) -> Any:
+    """Return a value of a template with every `{{NAME}}` in it replaced; KeyError where there is no such name."""
+    if isinstance(value, str):
+        return re.sub(r"\{\{([^}]+)\}\}", lambda found: values[found[1].strip()], value)
+    if isinstance(value, dict):
+        return {key: expand(each, values) for key, each in value.items()}
+    return [expand(each, values) for each in value] if isinstance(value, list) else value
+
+
+def pod_of(workflow: Mapping[str, Any], template: Mapping[str, Any], arguments: Mapping[str, str]) -> dict[str, Any]:
+    """Return the specification of the pod that Argo makes of a template, without Argo's own containers."""
+    names = {f"inputs.parameters.{name}": value for name, value in arguments.items()}
+    assert {each["name"] for each in template["inputs"]["parameters"]} == set(arguments)
+    made = expand(dict(template), {**names, "workflow.name": workflow["metadata"]["name"]})
+    if "containerSet" in made:
+        containers = made["containerSet"]["containers"]
+    else:
+        containers = [{"name": "main", **made["container"]}, *made.get("sidecars", ())]
+    spec = {key: workflow["spec"][key] for key in ("securityContext", "volumes") if key in workflow["spec"]}
+    spec |= {"restartPolicy": "Never", "initContainers": made.get("initContainers", []), "containers": containers}
+    patch: dict[str, Any] = json.loads(workflow["spec"].get("podSpecPatch", "{}"))
+    return spec | patch

@@ -1,0 +1,354 @@
+"""Every example is what Kubernetes and Argo accept, what our programs accept, and safe to copy.
+
+The schemas are the official ones of several versions of Kubernetes; of Argo Workflows they are those of hera's models, in which
+nothing else than what is there is allowed. Neither knows what a value means: the rest of this file looks at that.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+from jsonschema.exceptions import best_match
+from manifests import EXAMPLES, Pod, documents, manifests, pods
+
+from sidecar import __version__
+from sidecar.cli import wrap_application
+from sidecar.coordination.protocol import Limits, batteries_of
+from sidecar.parameters.settings import store_name
+
+BIN = Path(sys.executable).parent
+# The first is the oldest of the schemas. Native sidecars are on by default since 1.29, pod failure policies are ours since 1.26.
+VERSIONS = ("1.25", "1.29", "1.33", "1.37")
+BATTERIES = {"wrap_datamon": "fuse", "wrap_datamon_pg": "postgres"}
+ABOVE = 5  # seconds that a pod must have beside the grace of its containers: for the kubelet, and for last words
+CLOSED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+named = pytest.mark.parametrize("path", manifests(), ids=lambda path: str(path.relative_to(EXAMPLES)))
+of_kubernetes = [path for path in manifests() if documents(path)[-1]["kind"] != "Workflow"]
+of_argo = [path for path in manifests() if documents(path)[-1]["kind"] == "Workflow"]
+with_pods = pytest.mark.parametrize(
+    "pod",
+    [pytest.param(pod, id=f"{path.parent.name}-{pod.name}") for path in manifests() for pod in pods(path)],
+)
+
+
+def oldest(document: dict[str, Any]) -> str:
+    """Return the oldest of VERSIONS that knows what a document asks for."""
+    if '"restartPolicy": "Always"' in json.dumps(document) or "podFailurePolicy" in document.get("spec", {}):
+        return "1.29"
+    return VERSIONS[0]
+
+
+# --- schemas -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def schema_of_argo() -> dict[str, Any]:
+    """Return the schema of a Workflow, in which nothing is allowed that it does not name."""
+    from hera.workflows.models import Workflow
+
+    def close(node: object) -> None:
+        if isinstance(node, dict):
+            if "properties" in node:
+                node["additionalProperties"] = False
+            for each in node.values():
+                close(each)
+        elif isinstance(node, list):
+            for each in node:
+                close(each)
+
+    schema: dict[str, Any] = Workflow.model_json_schema(by_alias=True)
+    close(schema)
+    return schema
+
+
+def fault(document: dict[str, Any], version: str = VERSIONS[-1]) -> str:
+    """Return what is wrong with a document, "" for nothing."""
+    if document["kind"] == "Workflow":
+        error = best_match(jsonschema.Draft202012Validator(schema_of_argo()).iter_errors(document))
+        while error is not None and error.context:
+            error = best_match(error.context)
+    else:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+            return ""
+        except kubernetes_validate.ValidationError as refused:
+            error = refused
+    return "" if error is None else f"{list(error.absolute_path)}: {error.message[:300]}"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", of_kubernetes, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_every_manifest_is_one_of_kubernetes(path: Path, version: str) -> None:
+    for document in documents(path):
+        if VERSIONS.index(version) >= VERSIONS.index(oldest(document)):
+            assert fault(document, version) == ""
+        else:
+            assert fault(document, version)  # or we would ask for more than is needed
+
+
+@pytest.mark.parametrize("path", of_argo, ids=lambda path: path.name)
+def test_every_workflow_is_one_of_argo(path: Path) -> None:
+    assert [fault(document) for document in documents(path)] == [""]
+
+
+def keys(node: object, where: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of every key of a document whose name is not the user's to choose."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key not in ("apiVersion", "kind") and not {"data", "limits", "requests"} & set(where):
+                yield (*where, key)
+            yield from keys(value, (*where, key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from keys(value, (*where, number))
+
+
+@named
+def test_a_misspelt_key_is_refused_wherever_it_stands(path: Path) -> None:
+    for document in documents(path):
+        places = list(keys(document))
+        if document["kind"] == "Workflow":
+            places = places[::5]  # each takes 20 ms
+        for place in places:
+            wrong = copy.deepcopy(document)
+            node: Any = wrong
+            for part in place[:-1]:
+                node = node[part]
+            node[str(place[-1]) + "x"] = node.pop(place[-1])
+            assert fault(wrong), place
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("spec: {a: 1, a: 2}\n")
+    with pytest.raises(ValueError, match="twice"):
+        documents(tmp_path / "twice.yaml")
+
+
+# --- house rules -------------------------------------------------------------------------------------------------------
+
+
+def mounts(container: dict[str, Any]) -> dict[str, str]:
+    """Return which volume is mounted where in a container."""
+    return {each["mountPath"]: each["name"] for each in container.get("volumeMounts", ())}
+
+
+def words(container: dict[str, Any]) -> list[str]:
+    return [*container["command"], *container.get("args", ())]
+
+
+def program(container: dict[str, Any]) -> str:
+    """Return the name of the program of ours that a container runs."""
+    return next(name for word in words(container) if (name := word.rpartition("/")[2]).startswith("wrap_"))
+
+
+def is_mounting(container: dict[str, Any]) -> bool:
+    return any(each.get("mountPropagation") == "Bidirectional" for each in container["volumeMounts"])
+
+
+@with_pods
+def test_every_container_has_an_image_of_this_version_that_no_foreign_registry_is_asked_for(pod: Pod) -> None:
+    for container in pod.containers:
+        assert re.fullmatch(rf"localhost/sidecar/[a-z-]+:{re.escape(__version__)}", container["image"])
+        assert container["imagePullPolicy"] == "IfNotPresent"
+
+
+@with_pods
+def test_every_container_says_what_it_needs_and_what_it_may_have_at_most(pod: Pod) -> None:
+    for container in pod.containers:
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
+
+
+@with_pods
+def test_nobody_has_a_privilege_but_who_mounts(pod: Pod) -> None:
+    everybody = pod.spec["securityContext"]
+    assert everybody["runAsNonRoot"] is True
+    assert everybody["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert everybody["runAsUser"] == everybody["runAsGroup"] == everybody["fsGroup"] == 10001
+    assert not any(pod.spec.get(key) for key in ("hostPID", "hostNetwork", "hostIPC", "shareProcessNamespace"))
+    for container in pod.containers:
+        security = container["securityContext"]
+        if is_mounting(container):
+            assert security == {"privileged": True, "runAsUser": 0, "runAsNonRoot": False, "readOnlyRootFilesystem": True}
+            assert program(container) == "wrap_datamon"
+        else:
+            assert security == CLOSED
+
+
+def test_beside_every_mount_stands_the_same_without_a_privilege() -> None:
+    mounting = {path for path in manifests() for pod in pods(path) if any(map(is_mounting, pod.containers))}
+    assert mounting
+    for path in mounting:
+        assert set(path.parent.glob("*.yaml")) - mounting
+
+
+@with_pods
+def test_every_volume_is_there_and_used_and_bounded(pod: Pod) -> None:
+    used = {name for container in pod.containers for name in mounts(container).values()}
+    assert used == {volume["name"] for volume in pod.spec["volumes"]}
+    mounted_on = {m["name"] for c in pod.containers for m in c["volumeMounts"] if m.get("mountPropagation") == "Bidirectional"}
+    for volume in pod.spec["volumes"]:
+        if "emptyDir" in volume and volume["name"] not in mounted_on:
+            assert "sizeLimit" in volume["emptyDir"], volume
+        if "configMap" in volume:
+            assert volume["configMap"]["name"] in pod.config_maps
+        if volume["name"] == "store":
+            assert volume["persistentVolumeClaim"]["claimName"] == documents(EXAMPLES / "store.yaml")[0]["metadata"]["name"]
+
+
+@with_pods
+def test_the_wrapper_that_is_installed_is_the_one_that_runs(pod: Pod) -> None:
+    installer = next(each for each in pod.containers if each["command"][0] == "/wrap_application")
+    assert installer["command"] == ["/wrap_application", "--install", "/wrapper"]
+    wrapper = mounts(installer)["/wrapper"]
+    application = pod.spec["containers"][[program(c) for c in pod.spec["containers"]].index("wrap_application")]
+    for container in pod.containers:
+        if program(container) == "wrap_application" and container is not installer:
+            assert container["name"] in ("application", "main")
+            assert container["command"][0] == "/wrapper/wrap_application"
+            assert {"name": wrapper, "mountPath": "/wrapper", "readOnly": True} in container["volumeMounts"]
+    assert application["image"].startswith("localhost/sidecar/")
+
+
+# --- what the programs say ---------------------------------------------------------------------------------------------
+
+
+def configured(pod: Pod, container: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Return what `--print-config` prints of a battery's container; an AssertionError where it refuses."""
+    environment = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    for each in container.get("envFrom", ()):
+        environment |= pod.config_maps[each["configMapRef"]["name"]]
+    environment |= {each["name"]: each["value"] for each in container.get("env", ())}
+    arguments = [*words(container), "--print-config"]
+    volumes = {each["name"]: each for each in pod.spec["volumes"]}
+    for place, name in mounts(container).items():
+        if "configMap" in volumes[name]:
+            for file, text in pod.config_maps[volumes[name]["configMap"]["name"]].items():
+                (folder / file).write_text(text)
+            arguments = [word.replace(f"{place}/", f"{folder}/") for word in arguments]
+            environment = {key: value.replace(f"{place}/", f"{folder}/") for key, value in environment.items()}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = (re.split(r" {2,}", line) for line in done.stdout.splitlines())
+    return {line[0]: line[1] for line in lines}
+
+
+def options_of(container: dict[str, Any]) -> wrap_application.Arguments:
+    """Return what the application's wrapper is told."""
+    assert container["command"][0].endswith("/wrap_application")
+    return wrap_application.parse(words(container)[1:])
+
+
+def application_of(pod: Pod) -> dict[str, Any]:
+    return next(each for each in pod.spec["containers"] if each["name"] in ("application", "main"))
+
+
+def batteries_in(pod: Pod) -> list[dict[str, Any]]:
+    return [each for each in pod.containers if program(each) in BATTERIES]
+
+
+@with_pods
+def test_our_programs_accept_their_parameters_and_meet_in_one_directory_on_one_volume(pod: Pod, tmp_path: Path) -> None:
+    application = application_of(pod)
+    said = options_of(application)
+    wrap_application.options_of(said)  # refuses values that make no sense
+    batteries_of(said.values["kinds"], " ".join(said.values.get("databases", [])).split())
+    assert said.command, "there is something to run"
+    meeting = said.last("directory", "")
+    shown = {each["name"]: configured(pod, each, tmp_path) for each in batteries_in(pod)}
+    assert {config["coordPoint"] for config in shown.values()} == {meeting}
+    # A directory below the volume's top would have to be made by somebody.
+    assert len({mounts(each).get(meeting) for each in (application, *batteries_in(pod))} - {None}) == 1
+    assert sorted(said.values["kinds"]) == sorted(BATTERIES[program(each)] for each in batteries_in(pod))
+    databases = {key.split(".")[1] for config in shown.values() for key in config if key.startswith("databases.")}
+    assert set(" ".join(said.values.get("databases", [])).split()) == databases
+
+
+@with_pods
+def test_paths_in_parameters_lie_on_volumes_that_who_needs_them_has(pod: Pod, tmp_path: Path) -> None:
+    application = mounts(application_of(pod))
+
+    def volume(path: str, mounted: dict[str, str]) -> str | None:
+        there = [place for place in mounted if f"{path}/".startswith(f"{place}/")]
+        return mounted[max(there, key=len)] if there else None
+
+    for battery in batteries_in(pod):
+        own = mounts(battery)
+        shown = configured(pod, battery, tmp_path)
+        assert shown["store"].startswith("file://")
+        assert volume(shown["store"].removeprefix("file://"), own) == "store"
+        for key, value in shown.items():
+            if key.endswith((".srcPath", ".destPath")):
+                assert volume(value, own) is not None, value
+                assert volume(value, own) == volume(value, application), value
+            if key.endswith(".dataDir"):
+                assert volume(value, own) is not None
+                assert volume(value, own) not in application.values(), "a server's files are its own"
+
+
+@with_pods
+def test_a_pod_is_given_longer_to_end_than_its_containers_take(pod: Pod) -> None:
+    for container in (application_of(pod), *batteries_in(pod)):
+        given = words(container)
+        grace = given[given.index("--grace") + 1] if "--grace" in given else str(Limits().grace)
+        assert wrap_application.seconds(grace, "--grace") + ABOVE <= pod.spec["terminationGracePeriodSeconds"]
+
+
+@with_pods
+def test_native_sidecars_are_told_that_they_are_and_others_are_not(pod: Pod) -> None:
+    for container in batteries_in(pod):
+        is_native = container.get("restartPolicy") == "Always"
+        assert is_native == (container in pod.spec.get("initContainers", ()))
+        assert is_native == ("--native" in words(container))
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------
+
+
+def folders() -> list[Path]:
+    return sorted(path for path in EXAMPLES.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", folders(), ids=lambda path: path.name)
+def test_every_folder_is_explained_and_says_what_comes_out(folder: Path) -> None:
+    page = (folder / "README.md").read_text()
+    assert len(page.splitlines()) <= 30
+    made = list(folder.glob("*.yaml"))
+    assert made
+    for path in made:
+        assert path.name in page
+    assert any((folder / "expected").iterdir())
+    for path in (folder / "expected").iterdir():
+        if path.is_file():
+            assert (folder / path.name).with_suffix(".yaml").exists()
+    for path in (*folder.glob("expected/*@*"), *folder.glob("input/*@*")):
+        assert all(store_name(part) for part in path.name.split("@"))
+        assert any(each.is_file() for each in path.rglob("*"))
+    assert f"({folder.name}/README.md)" in (EXAMPLES / "README.md").read_text()
+
+
+def test_what_an_example_reads_another_one_has_made() -> None:
+    made = {path.name: path for path in EXAMPLES.glob("*/expected/*@*")}
+    for path in EXAMPLES.glob("*/input/*@*"):
+        content = {each.relative_to(path): each.read_bytes() for each in path.rglob("*") if each.is_file()}
+        there = made[path.name]
+        assert content == {each.relative_to(there): each.read_bytes() for each in there.rglob("*") if each.is_file()}
+
+
+@pytest.mark.parametrize("page", sorted(EXAMPLES.rglob("*.md")), ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
