@@ -15,6 +15,13 @@ LIBPYTHON := $(firstword $(wildcard /usr/lib/python3*/config-3*/libpython3*.a) /
 BUILD_WRAPPER := python3:/usr/bin/python3 gcc:/usr/bin/gcc libpython3-dev:$(LIBPYTHON)
 DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3 \
 	postgresql:$(POSTGRES) $(BUILD_WRAPPER) busybox-static:/usr/share/doc/busybox-static
+# What builds images and runs pods. runc, because crun refuses machines whose cgroups are of both versions.
+PODS := podman:/usr/bin/podman buildah:/usr/bin/buildah runc:/usr/sbin/runc catatonit:/usr/bin/catatonit \
+	netavark:/usr/lib/podman/netavark busybox-static:/usr/share/doc/busybox-static mmdebstrap:/usr/bin/mmdebstrap
+IMAGES := build/containers/.built
+WHEELS := build/wheels
+# The Python of the images: that of their base, which is a Debian of this machine's release.
+IMAGE_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 # What the portable wrapper has to pass as well; without the campaigns, and without what looks at no wrapper.
 TESTS_OF_THE_WRAPPER := tests/test_init.py tests/test_directory.py
 OF_THE_WRAPPER := not (burst or handshakes or anywhere or any_bytes or users)
@@ -22,12 +29,14 @@ OF_THE_WRAPPER := not (burst or handshakes or anywhere or any_bytes or users)
 SERVERS := 12.22.0-beta.15 14.23.0 17.11.0 18.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check debian servers wrapper bench-coordination bench-data bench-mount bench-postgres clean
+.PHONY: help demo test test-long test-pods check debian servers wrapper wheels images bench-coordination bench-data bench-mount bench-postgres clean
 
 help:
 	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
 	@echo 'make test                 lint, types and the whole test suite'
 	@echo 'make test-long            the slow campaigns in full'
+	@echo 'make test-pods            whole pods in real containers (needs root; part of make test)'
+	@echo 'make images               the images, below build/containers, without a registry (needs root)'
 	@echo 'make wrapper              $(WRAPPER), wrap_application for images without Python'
 	@echo 'make bench-coordination   how fast containers hear each other, beside the peers'
 	@echo 'make bench-data           how fast bundles are kept and fetched, beside the peers'
@@ -83,13 +92,42 @@ $(WRAPPER): $(wildcard wrappers/portable/*.[cp]*) sidecar/cli/wrap_application.p
 	@$(MAKE) --no-print-directory debian DEBIAN='$(BUILD_WRAPPER)'
 	@CC=gcc /usr/bin/python3 -I wrappers/portable/build.py $@
 
+wheels: $(WHEELS)/.made
+
+# What the images' Python installs, without a network: for their version of it, not for the one that runs this.
+$(WHEELS)/.others: pyproject.toml constraints.txt | $(VENV)/.core
+	@rm -rf $(WHEELS) && mkdir -p $(WHEELS)
+	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir $(WHEELS) .
+	$(BIN)/python -m pip --disable-pip-version-check --quiet download --dest $(WHEELS) --only-binary :all: \
+		--python-version $(IMAGE_PYTHON) --constraint constraints.txt --find-links $(WHEELS) 'sidecar-toolkit[gcs,s3,postgres]'
+	@touch $@
+
+$(WHEELS)/.made: $(WHEELS)/.others $(shell find sidecar -name '*.py' -o -name '*.md')
+	@rm -f $(WHEELS)/sidecar_toolkit-*
+	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir $(WHEELS) .
+	@touch $@
+
+images: $(IMAGES)
+
+$(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard images/*/Containerfile) .dockerignore
+	@$(MAKE) --no-print-directory debian DEBIAN='$(PODS)'
+	@images/build
+	@touch $@
+
+# With what a pod that fails has said in build/pods.
+test-pods: $(VENV)/.test images
+	@$(BIN)/python -m compileall -q sidecar
+	$(BIN)/python -m pytest -n 2 tests/pods
+
 test: check servers wrapper
 	@$(BIN)/python -m compileall -q sidecar
-	$(BIN)/python -m pytest -n 4 -m 'not long'
+	$(BIN)/python -m pytest -n 4 -m 'not long' --ignore=tests/pods
 	SIDECAR_WRAP=$(CURDIR)/$(WRAPPER) $(BIN)/python -m pytest -n 4 -m 'not long' -k '$(OF_THE_WRAPPER)' $(TESTS_OF_THE_WRAPPER)
+	@$(MAKE) --no-print-directory test-pods
 
 test-long: servers
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --ignore=tests/pods
+	@$(MAKE) --no-print-directory test-pods
 
 # Compiled again, so that what was edited meanwhile is not compiled at each start that is measured.
 bench-coordination: $(VENV)/.core
