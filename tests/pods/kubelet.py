@@ -5,15 +5,15 @@ images, with all that the manifest says), and this module starts, signals and re
 
 The kubelet (KEP-753, Kubernetes 1.29). initContainers are started one after another; the next follows when an ordinary one has
 ended with 0, or when a native sidecar (`restartPolicy: Always`) has started: it runs, and its startupProbe has succeeded where it
-has one. The containers follow, all at once. A native sidecar that ends is started again whatever the pod's policy, other containers
-by that policy. When the containers are over the sidecars get SIGTERM, the last one first, each when the one behind it has ended. When
-the pod is deleted SIGTERM comes to the containers first, and to the sidecars, in that order, when these have ended. All of that has
-the pod's grace period; what then still runs has two seconds more and is killed. Statuses of sidecars count for nothing.
+has one. The containers follow, all at once. A native sidecar that ends is started again whatever the pod's policy, others by that
+policy. When the containers are over the sidecars get SIGTERM, the last one first, each when the one behind it has ended. When the
+pod is deleted the containers get SIGTERM, and the sidecars, in that order, when these have ended. All of that has the pod's grace
+period; what then still runs has two seconds more and is killed. Statuses of sidecars count for nothing.
 
-Argo (3.6). A step's `main` and its sidecars are begun together. When `main` has ended the sidecars get SIGTERM, and SIGKILL half a minute
-later; only main's status counts. In a containerSet each container is begun when its dependencies have ended with 0; where one fails
-all others are ended, and all statuses count. Output parameters are read when `main` has ended. A step is begun when those before it
-have succeeded.
+Argo. A step's `main` and its sidecars are begun together. When `main` has ended the sidecars get SIGTERM, and SIGKILL half a
+minute later; only main's status counts. In a containerSet each container is begun when its dependencies have ended with 0; where
+one fails all others are ended, and all statuses count. Output parameters are read when `main` has ended. A step is begun when
+those before it have succeeded.
 
 What is not simulated: back-off between restarts (they come at once), probes but startup probes, Argo's own containers.
 """
@@ -26,7 +26,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from containers import GRACE, Machine, Manifest, Pod, documents, pod_of
 from manifests import pod_of as pod_of_template
