@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -177,25 +177,59 @@ def test_threads_check_at_the_same_time(pages: bytes) -> None:
 
 
 def test_what_is_corrupt_is_not_saved_and_told_with_its_page(control: Control, pages: bytes) -> None:
+    """At once where there are many pages; those of small files are looked at together, in the end at the latest."""
     inspect = Pages(control)
     inspect("base/5/16384", 0, memoryview(pages))
     with pytest.raises(NotSaved, match=r"^page 12 of base/5/16384 is corrupt: .*pg_dump"):
-        inspect("base/5/16384", 8 * PAGE, flipped(pages, 8 * PAGE * 12)[8 * PAGE : 20 * PAGE])
+        inspect("base/5/16384", 8 * PAGE, flipped(pages, 8 * PAGE * 12)[8 * PAGE :])
+    inspect("base/5/16384.2", 6 * PAGE, memoryview(random.Random(1).randbytes(PAGE)))
     with pytest.raises(NotSaved, match=r"^page 262150 of base/5/16384.2 is corrupt"):
-        inspect("base/5/16384.2", 6 * PAGE, memoryview(random.Random(1).randbytes(PAGE)))
+        inspect.finish()
 
 
 def test_of_many_corrupt_pages_a_few_are_named(control: Control, pages: bytes) -> None:
-    with pytest.raises(NotSaved, match=r"^pages 1, 2, 3, 4, 5 and 3 more of base/5/16384_vm are corrupt"):
-        Pages(control)("base/5/16384_vm", PAGE, memoryview(random.Random(1).randbytes(8 * PAGE)))
+    for count in (8, 200):
+        wrong = memoryview(random.Random(1).randbytes(count * PAGE))
+        with pytest.raises(NotSaved, match=rf"^pages 1, 2, 3, 4, 5 and {count - 5} more of base/5/16384_vm are corrupt"):
+            look_at(Pages(control), [("base/5/16384_vm", PAGE, wrong)])
+
+
+@pytest.mark.parametrize("victim", [0, 1, 99, 511, 512, 599])
+def test_a_page_of_any_of_many_small_files_is_found_and_told_with_its_file(control: Control, pages: bytes, victim: int) -> None:
+    """Files of a page, two or three, whose first one is not that of their relation; more than are looked at together."""
+    files = []
+    for file in range(600):
+        some = flipped(pages, 8 * PAGE * (5 + file % 3) + 999) if file == victim else memoryview(pages)
+        files.append((f"base/5/{20000 + file}", 5 * PAGE, some[5 * PAGE : (6 + file % 3) * PAGE]))
+    with pytest.raises(NotSaved, match=rf"^page {5 + victim % 3} of base/5/{20000 + victim} is corrupt"):
+        look_at(Pages(control), files)
+
+
+def look_at(pages: Pages, files: Iterable[tuple[str, int, memoryview]]) -> None:
+    """Have files inspected in memory that is used again for each, as those who read them do."""
+    room = bytearray()
+    for path, offset, view in files:
+        room[:] = view
+        with memoryview(room) as again:
+            pages(path, offset, again.toreadonly())
+    pages.finish()
+
+
+def test_small_files_that_are_right_are_right_together(control: Control, cluster: Cluster) -> None:
+    files = [(str(path.relative_to(cluster.data)), 0, memoryview(path.read_bytes())) for path in relations(cluster.data)]
+    look_at(Pages(control), files)
 
 
 @pytest.mark.parametrize(
     "path", ["PG_VERSION", "global/pg_control", "global/pg_filenode.map", "base/5/PG_VERSION", "pg_xact/0000"]
 )
 def test_what_is_no_relation_is_not_looked_at(control: Control, path: str) -> None:
-    Pages(control)(path, 0, memoryview(b"anything"))
+    inspect = Pages(control)
+    inspect(path, 0, memoryview(b"anything" * PAGE))
+    inspect.finish()
 
 
 def test_a_cluster_without_checksums_is_not_looked_at(control: Control) -> None:
-    Pages(replace(control, checksums=False))("base/5/16384", 0, memoryview(b"anything"))
+    inspect = Pages(replace(control, checksums=False))
+    inspect("base/5/16384", 0, memoryview(b"anything" * PAGE))
+    inspect.finish()

@@ -8,13 +8,14 @@ import signal
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from processes import forked
 
-from sidecar.errors import NotSaved, SourceMissing
+from sidecar.errors import Corrupt, NotSaved, SourceMissing
 from sidecar.store import Bundle, Entry, Stopped, Store, open_store
 from sidecar.store import compress as compress_module
 from sidecar.store import upload as upload_module
@@ -41,7 +42,7 @@ def tree(tmp_path: Path) -> Path:
     (top / "empty").write_bytes(b"")
     (top / "small").write_bytes(b"small")
     (top / "base" / "1" / "some").write_bytes(chance.randbytes(20 * PAGE + 7))
-    (top / "base" / "1" / "many").write_bytes(chance.randbytes(5 * MIB + 3))
+    (top / "base" / "1" / "many").write_bytes(chance.randbytes(9 * MIB + 3))
     (top / "base" / "text").write_bytes(b"".join(b"%d,%d\n" % (n, n * n) for n in range(150_000)))
     (top / "link").symlink_to("small")
     return top
@@ -141,7 +142,7 @@ def test_every_byte_of_every_file_is_inspected_in_blocks_that_begin_at_chunks(cu
         chunk = cut or 8 * MIB
         blocks = [block for each in inspector.blocks.values() for block in each]
         assert all(offset % chunk == 0 for offset, _ in blocks)
-        assert all(0 < len(data) <= max(chunk, 2 * MIB) for _, data in blocks)
+        assert all(0 < len(data) <= max(chunk, 4 * MIB) for _, data in blocks)
 
 
 @pytest.mark.parametrize("cut", [0, PAGE])
@@ -155,15 +156,33 @@ def test_of_what_is_not_inspected_of_a_sparse_file_there_is_nothing_but_zeros(cu
     assert inspector.content("sparse", 30 * MIB) == (tree / "sparse").read_bytes()
 
 
-def test_the_blocks_of_a_large_file_are_inspected_in_several_threads_at_once(store: Store, tree: Path) -> None:
-    together = threading.Barrier(2, timeout=60)
+def test_one_block_at_a_time_is_inspected_though_several_threads_read(store: Store, tree: Path) -> None:
+    threads, two = set(), threading.Barrier(2)
 
     def inspect(path: str, offset: int, view: memoryview) -> None:
-        if path == "base/1/many" and offset < 4 * MIB:
-            together.wait()
+        threads.add(threading.get_ident())
+        if path == "base/1/many":
+            with suppress(threading.BrokenBarrierError):
+                two.wait(0.2)  # whoever comes meanwhile meets it here
 
     store.save(tree, "data", chunk_size=paged, inspect=inspect)
-    assert not together.broken
+    assert two.broken
+    assert len(threads) > 1
+
+
+def test_who_inspects_is_told_once_that_all_was_given_and_may_end_the_save_yet(store: Store, tree: Path) -> None:
+    inspector, told = Inspector(), []
+
+    def inspected() -> None:
+        told.append(sum(len(data) for blocks in inspector.blocks.values() for _, data in blocks))
+        if len(told) == 2:
+            raise NotSaved("a page that was seen before is torn")
+
+    bundle = store.save(tree, "data", chunk_size=paged, inspect=inspector, inspected=inspected)
+    assert told == [bundle.bytes]
+    with pytest.raises(NotSaved, match="seen before"):
+        store.save(tree, "other", chunk_size=paged, inspect=inspector, inspected=inspected)
+    assert nothing_is_visible(store, "other")
 
 
 @pytest.mark.parametrize("skip_errors", [False, True])
@@ -201,15 +220,15 @@ def test_a_file_that_changes_while_it_is_read_is_inspected_again_from_its_beginn
     inspector = Inspector()
 
     def inspect(path: str, offset: int, view: memoryview) -> None:
-        if path == "base/1/many" and offset == 2 * MIB and not inspector.blocks["changed"]:
+        if path == "base/1/many" and offset == 4 * MIB and not inspector.blocks["changed"]:
             inspector.blocks["changed"].append((0, b""))
             with (tree / path).open("r+b") as file:
                 file.write(b"changed")
         inspector(path, offset, view)
 
     bundle = store.save(tree, "data", chunk_size=paged, inspect=inspect)
-    assert sorted(offset for offset, _ in inspector.blocks["base/1/many"]) == [0, 0, 2 * MIB, 2 * MIB, 4 * MIB, 4 * MIB]
-    assert (0, (tree / "base/1/many").read_bytes()[: 2 * MIB]) in inspector.blocks["base/1/many"]
+    assert sorted(offset for offset, _ in inspector.blocks["base/1/many"]) == [0, 0, 4 * MIB, 4 * MIB, 8 * MIB, 8 * MIB]
+    assert (0, (tree / "base/1/many").read_bytes()[: 4 * MIB]) in inspector.blocks["base/1/many"]
     check_same(store, bundle, tree, tmp_path)
 
 
@@ -272,7 +291,7 @@ def entry_of(store: Store, bundle: Bundle, path: str) -> Entry:
     return next(entry for entry in store.manifest(bundle) if entry.path == path)
 
 
-LITTLE = 3 * PAGE + 641 * 52  # the page that changed, `new`, some rests, and the table of `many`
+LITTLE = 3 * PAGE + 1153 * 52  # the page that changed, `new`, some rests, and the table of `many`
 
 
 def test_what_the_base_holds_is_not_stored_again_in_another_repository(
@@ -506,6 +525,84 @@ def test_chunks_compressed_in_one_call_are_what_they_are_each_compressed_alone(
     assert cut > PAGE or None in alone
 
 
+# --- fetching small chunks ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scattered(store: Store, tree: Path) -> Bundle:
+    """Files whose chunks lie in several packs, in no order, some as frames, some not, some in many places of a file."""
+    chance = random.Random(3)
+    pages = [chance.randbytes(PAGE) if number % 3 else chance.randbytes(PAGE // 8) * 8 for number in range(400)] + [bytes(PAGE)]
+    store.save(tree, "data", chunk_size=paged)
+    (tree / "first").write_bytes(b"".join(pages))
+    store.save(tree, "data", chunk_size=paged)
+    some = [*chance.choices(pages, k=900), *(chance.randbytes(PAGE) for _ in range(100))]
+    chance.shuffle(some)
+    (tree / "scattered").write_bytes(b"".join(some) + b"rest")
+    (tree / "few").write_bytes(b"".join(chance.choices(pages, k=30)))
+    return store.save(tree, "data", chunk_size=paged)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_chunks_that_lie_anywhere_come_to_their_places(
+    at_once: bool, store: Store, scattered: Bundle, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compress_module, "_AT_ONCE", at_once)
+    check_same(store, scattered, tree, tmp_path)
+
+
+def test_what_is_written_in_part_is_written_to_its_end(
+    store: Store, scattered: Bundle, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance, pwritev, pwrite = random.Random(5), os.pwritev, os.pwrite
+
+    def some_of(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        return pwritev(fd, [*views[: len(views) // 2], views[len(views) // 2][: chance.randrange(5)]], offset)
+
+    monkeypatch.setattr(os, "pwritev", some_of)
+    monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: pwrite(fd, view[: chance.randrange(1, 2 * len(view))], offset))
+    check_same(store, scattered, tree, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["frame", "plain"])
+@pytest.mark.parametrize("skip_errors", [False, True])
+def test_one_flipped_bit_among_many_chunks_is_told_with_its_file_and_object(
+    skip_errors: bool, kind: str, tree: Path, local: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(6)
+    pages = [chance.randbytes(PAGE) if number % 3 else chance.randbytes(PAGE // 8) * 8 for number in range(700)]
+    (tree / "victim").write_bytes(b"".join(pages))
+    bundle = local.save(tree, "data", chunk_size=paged)
+    piece = entry_of(local, bundle, "victim").pieces[300 if kind == "frame" else 301]
+    assert bool(piece.stored) == (kind == "frame")
+    pack = next((tmp_path / "local").rglob(piece.pack))
+    for at in (piece.offset, (piece.offset + piece.end) // 2, piece.end - 1):
+        flip(pack, at)
+        back = tmp_path / f"back-{at}"
+        if skip_errors:
+            assert local.populate(bundle, back, skip_errors=True) == ("victim",)
+            assert not (back / "victim").exists()
+            assert (back / "base/1/many").read_bytes() == (tree / "base/1/many").read_bytes()
+            assert f"does not hold {piece.hash} at {piece.offset}" in caplog.text
+        else:
+            with pytest.raises(Corrupt, match=rf"'victim': \S*{piece.pack} does not hold {piece.hash} at {piece.offset}"):
+                local.populate(bundle, back)
+            assert [*back.glob("victim")] == []
+        with pytest.raises(Corrupt, match=rf"'victim': \S*{piece.pack} does not hold {piece.hash}"):
+            local.verify(bundle)
+        flip(pack, at)
+    check_same(local, bundle, tree, tmp_path)
+
+
+def flip(path: Path, at: int) -> None:
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 16]))
+
+
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
@@ -534,7 +631,7 @@ def test_killed_while_it_inspects_an_archive_leaves_nothing_visible_and_begins_a
     call: int, local: Store, tree: Path, tmp_path: Path
 ) -> None:
     base = local.save(tree, "source", chunk_size=paged)
-    (tree / "base" / "1" / "many").write_bytes(random.Random(4).randbytes(5 * MIB))
+    (tree / "base" / "1" / "many").write_bytes(random.Random(4).randbytes(9 * MIB))
 
     def save(inspect: Callable[..., None]) -> Bundle:
         return local.save(

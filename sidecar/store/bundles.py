@@ -98,6 +98,7 @@ class Store:
         chunk_size: ChunkSize | None = None,
         leave_out: LeaveOut | None = None,
         inspect: Inspect | None = None,
+        inspected: Callable[[], None] | None = None,
         base: Bundle | None = None,
         accept: Accept | None = None,
         cancelled: Cancelled | None = None,
@@ -114,11 +115,12 @@ class Store:
         What `leave_out`, given a path below `path`, is true for is not in the bundle, nor is what lies below it; it is not even
         looked at, may be of any type, and does not count as skipped.
 
-        `inspect` is given path, offset and bytes of all that is read of files, and is called in several threads, for the blocks
-        of one file in any order. They are the very bytes that are then hashed and kept, to be read during the call only. A
-        block begins at a multiple of its file's chunk size and is one chunk or, of small ones, as many as 2 MiB hold. Holes may
-        be left out: they are zeros. A file that changes while it is read is read again, and all of it inspected again. It may
-        raise NotSaved, or any other SidecarError: the save ends with that, and nothing becomes visible.
+        `inspect` is given path, offset and bytes of all that is read of files, by several threads but one at a time, for the
+        blocks of one file in any order. They are the very bytes that are then hashed and kept, to be read during the call only.
+        A block begins at a multiple of its file's chunk size and is one chunk or, of small ones, as many as 4 MiB hold. Holes
+        may be left out: they are zeros. A file that changes while it is read is read again, and all of it inspected again.
+        `inspected` is called once, when all was given. Both may raise NotSaved, or any other SidecarError: the save ends with
+        that, and nothing becomes visible.
 
         `base` is a bundle of any repository of this store, such as the one that `path` was populated from: what it holds is
         not stored again either. Where it is missing or damaged that is logged, and it is not used.
@@ -144,7 +146,14 @@ class Store:
             parents = self._parents(repo, label)
             parent = parents[0] if parents else None
             befores = [loaded for each in _distinct(parent, base) if (loaded := self._before(each)) is not None]
-            how = How(chunk_size=chunk_size, leave_out=leave_out, inspect=inspect, skip_errors=skip_errors, shared=shared)
+            how = How(
+                chunk_size=chunk_size,
+                leave_out=leave_out,
+                inspect=inspect,
+                inspected=inspected,
+                skip_errors=skip_errors,
+                shared=shared,
+            )
             uploaded = upload(self._objects, os.fspath(path), _known(befores), meter, how)
             # A manifest may be told as a difference from any other of its store: `prune` and `check` look at all repositories.
             before = befores[0] if befores else None

@@ -65,6 +65,21 @@ def pack_whole(data: bytes) -> bytes:
     return _contexts.compressor.compress(data)
 
 
+def decompress_each(view: memoryview, frames: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[memoryview]:
+    """Return what `decompress` would of frames in `view`: each begins somewhere and has a length, and one of what it holds.
+
+    Malformed where one of them is not what it should be; which one is not told.
+    """
+    if len(frames) < 2 or not _AT_ONCE:
+        return [memoryview(decompress(view[at : at + size], length)) for (at, size), length in zip(frames, lengths, strict=True)]
+    segments = zstandard.BufferWithSegments(view, array("Q", chain.from_iterable(frames)).tobytes())
+    try:
+        plain = _contexts.decompressor.multi_decompress_to_buffer(segments, decompressed_sizes=array("Q", lengths).tobytes())
+    except zstandard.ZstdError as error:
+        raise Malformed(f"it cannot be decompressed: {error}") from None
+    return [memoryview(plain[number]) for number in range(len(frames))]  # type: ignore[arg-type]  # before 3.12 no type says "buffer"
+
+
 def decompress(frame: memoryview | bytes, length: int) -> bytes:
     """Return the `length` bytes of a frame. Malformed where it is no single frame that says it holds as many."""
     try:

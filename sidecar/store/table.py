@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from operator import ge
+from operator import ge, le
 from typing import overload
 
 from sidecar.store.format import LARGEST_CHUNK, LARGEST_OBJECT, Malformed, Piece, Segment, Table
@@ -88,6 +88,21 @@ class Chunks:
         self.stored += other.stored[start:stop]
         self.offsets += other.offsets[start:stop]
         self.hashes += other.hashes[32 * start : 32 * stop]
+
+    def digests(self, numbers: Sequence[int]) -> bytes:
+        """Return the hashes of some chunks, one after the other."""
+        if isinstance(numbers, range) and numbers.step == 1:
+            return bytes(self.hashes[32 * numbers.start : 32 * numbers.stop])
+        return b"".join([self.hashes[32 * number : 32 * number + 32] for number in numbers])
+
+    def end(self, number: int) -> int:
+        """Return where a chunk ends in its object."""
+        return self.offsets[number] + (self.stored[number] or self.lengths[number])
+
+    def is_one_run(self) -> bool:
+        """Say whether the chunks lie in one pack in this very order, none of them twice."""
+        ends = map(self.end, range(len(self)))
+        return len({*self.object_of}) == 1 and self.object_of[0] != _OWN and all(map(le, ends, self.offsets[1:]))
 
     def ends(self, start: int, stop: int) -> dict[str, int]:
         """Return the objects that some of the chunks lie in, and how long each is at least."""

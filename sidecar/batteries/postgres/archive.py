@@ -104,6 +104,7 @@ def keep(
         chunk_size=chunk_size,
         leave_out=leave_out(control),
         inspect=pages,
+        inspected=pages.finish,
         base=base,
         accept=accept,
         cancelled=cancelled,
