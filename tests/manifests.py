@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from sidecar.store import Store
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "k8s-examples"
 
@@ -49,8 +51,11 @@ def manifests() -> list[Path]:
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a manifest."""
-    return [document for document in yaml.load_all(path.read_text(), Once) if document]
+    """Return the objects of a manifest, or of the manifests that a page shows."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        text = "---\n".join(re.findall(r"^```yaml\n(apiVersion:.*?)^```$", text, re.M | re.S))
+    return [document for document in yaml.load_all(text, Once) if document]
 
 
 def pods(path: Path) -> list[Pod]:
@@ -115,3 +120,30 @@ def pod_of(workflow: Mapping[str, Any], template: Mapping[str, Any], arguments: 
     spec |= {"restartPolicy": "Never", "initContainers": made.get("initContainers", []), "containers": containers}
     patch: dict[str, Any] = json.loads(workflow["spec"].get("podSpecPatch", "{}"))
     return spec | patch
+
+
+# --- bundles -----------------------------------------------------------------------------------------------------------
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file below a folder, by its path there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def put_inputs(example: str, store: Store) -> None:
+    """Have in a store what the bundles in `input/` of an example are."""
+    for folder in sorted((EXAMPLES / example).glob("input/*@*")):
+        repo, _, label = folder.name.partition("@")
+        store.save(folder, repo, label=label)
+
+
+def expected(example: str) -> dict[str, dict[str, bytes]]:
+    """Return what must have come of an example, by REPO@LABEL."""
+    return {folder.name: files_below(folder) for folder in sorted((EXAMPLES / example).glob("expected/*@*"))}
+
+
+def content(store: Store, reference: str, folder: Path) -> dict[str, bytes]:
+    """Return what is in the bundle REPO@LABEL, every byte of which is verified; it is put into `folder` for that."""
+    repo, _, label = reference.partition("@")
+    store.populate(store.resolve(repo, label=label), folder)
+    return files_below(folder)

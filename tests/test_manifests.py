@@ -29,6 +29,7 @@ from sidecar.coordination.protocol import Limits, batteries_of
 from sidecar.parameters.settings import store_name
 
 BIN = Path(sys.executable).parent
+README = EXAMPLES.parent / "README.md"
 # The first is the oldest of the schemas. Native sidecars are on by default since 1.29, pod failure policies are ours since 1.26.
 VERSIONS = ("1.25", "1.29", "1.33", "1.37")
 BATTERIES = {"wrap_datamon": "fuse", "wrap_datamon_pg": "postgres"}
@@ -36,11 +37,16 @@ ABOVE = 5  # seconds that a pod must have beside the grace of its containers: fo
 CLOSED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 named = pytest.mark.parametrize("path", manifests(), ids=lambda path: str(path.relative_to(EXAMPLES)))
-of_kubernetes = [path for path in manifests() if documents(path)[-1]["kind"] != "Workflow"]
+of_kubernetes = [README] + [path for path in manifests() if documents(path)[-1]["kind"] != "Workflow"]
 of_argo = [path for path in manifests() if documents(path)[-1]["kind"] == "Workflow"]
 with_pods = pytest.mark.parametrize(
     "pod",
     [pytest.param(pod, id=f"{path.parent.name}-{pod.name}") for path in manifests() for pod in pods(path)],
+)
+# The one of the README is short, and must work all the same.
+with_every_pod = pytest.mark.parametrize(
+    "pod",
+    [pytest.param(pod, id=f"{path.parent.name}-{pod.name}") for path in (README, *manifests()) for pod in pods(path)],
 )
 
 
@@ -90,7 +96,7 @@ def fault(document: dict[str, Any], version: str = VERSIONS[-1]) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("path", of_kubernetes, ids=lambda path: str(path.relative_to(EXAMPLES)))
+@pytest.mark.parametrize("path", of_kubernetes, ids=lambda path: str(path.relative_to(EXAMPLES.parent)))
 def test_every_manifest_is_one_of_kubernetes(path: Path, version: str) -> None:
     for document in documents(path):
         if VERSIONS.index(version) >= VERSIONS.index(oldest(document)):
@@ -165,6 +171,12 @@ def test_every_container_has_an_image_of_this_version_that_no_foreign_registry_i
         assert container["imagePullPolicy"] == "IfNotPresent"
 
 
+@pytest.mark.parametrize("page", ["README.md", "wrappers/README.md", "wrappers/MIGRATION.md", "k8s-examples/README.md"])
+def test_pages_name_images_of_this_version(page: str) -> None:
+    named = re.findall(r"localhost/sidecar/[a-z-]+:([^\s`,}]+)", (EXAMPLES.parent / page).read_text())
+    assert set(named) <= {__version__}
+
+
 @with_pods
 def test_every_container_says_what_it_needs_and_what_it_may_have_at_most(pod: Pod) -> None:
     for container in pod.containers:
@@ -209,18 +221,16 @@ def test_every_volume_is_there_and_used_and_bounded(pod: Pod) -> None:
             assert volume["persistentVolumeClaim"]["claimName"] == documents(EXAMPLES / "store.yaml")[0]["metadata"]["name"]
 
 
-@with_pods
+@with_every_pod
 def test_the_wrapper_that_is_installed_is_the_one_that_runs(pod: Pod) -> None:
     installer = next(each for each in pod.containers if each["command"][0] == "/wrap_application")
     assert installer["command"] == ["/wrap_application", "--install", "/wrapper"]
     wrapper = mounts(installer)["/wrapper"]
-    application = pod.spec["containers"][[program(c) for c in pod.spec["containers"]].index("wrap_application")]
     for container in pod.containers:
         if program(container) == "wrap_application" and container is not installer:
             assert container["name"] in ("application", "main")
             assert container["command"][0] == "/wrapper/wrap_application"
-            assert {"name": wrapper, "mountPath": "/wrapper", "readOnly": True} in container["volumeMounts"]
-    assert application["image"].startswith("localhost/sidecar/")
+            assert mounts(container)["/wrapper"] == wrapper
 
 
 # --- what the programs say ---------------------------------------------------------------------------------------------
@@ -260,7 +270,7 @@ def batteries_in(pod: Pod) -> list[dict[str, Any]]:
     return [each for each in pod.containers if program(each) in BATTERIES]
 
 
-@with_pods
+@with_every_pod
 def test_our_programs_accept_their_parameters_and_meet_in_one_directory_on_one_volume(pod: Pod, tmp_path: Path) -> None:
     application = application_of(pod)
     said = options_of(application)
@@ -277,7 +287,7 @@ def test_our_programs_accept_their_parameters_and_meet_in_one_directory_on_one_v
     assert set(" ".join(said.values.get("databases", [])).split()) == databases
 
 
-@with_pods
+@with_every_pod
 def test_paths_in_parameters_lie_on_volumes_that_who_needs_them_has(pod: Pod, tmp_path: Path) -> None:
     application = mounts(application_of(pod))
 
@@ -299,7 +309,7 @@ def test_paths_in_parameters_lie_on_volumes_that_who_needs_them_has(pod: Pod, tm
                 assert volume(value, own) not in application.values(), "a server's files are its own"
 
 
-@with_pods
+@with_every_pod
 def test_a_pod_is_given_longer_to_end_than_its_containers_take(pod: Pod) -> None:
     for container in (application_of(pod), *batteries_in(pod)):
         given = words(container)
@@ -307,7 +317,7 @@ def test_a_pod_is_given_longer_to_end_than_its_containers_take(pod: Pod) -> None
         assert wrap_application.seconds(grace, "--grace") + ABOVE <= pod.spec["terminationGracePeriodSeconds"]
 
 
-@with_pods
+@with_every_pod
 def test_native_sidecars_are_told_that_they_are_and_others_are_not(pod: Pod) -> None:
     for container in batteries_in(pod):
         is_native = container.get("restartPolicy") == "Always"
@@ -348,7 +358,11 @@ def test_what_an_example_reads_another_one_has_made() -> None:
         assert content == {each.relative_to(there): each.read_bytes() for each in there.rglob("*") if each.is_file()}
 
 
-@pytest.mark.parametrize("page", sorted(EXAMPLES.rglob("*.md")), ids=lambda path: str(path.relative_to(EXAMPLES)))
+@pytest.mark.parametrize(
+    "page",
+    [*sorted(EXAMPLES.rglob("*.md")), EXAMPLES.parent / "wrappers" / "MIGRATION.md"],
+    ids=lambda path: str(path.relative_to(EXAMPLES.parent)),
+)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target

@@ -47,6 +47,7 @@ Python: sidecar.coordination.application.run
       --poll              read the directory every 50 ms and do without inotify
       --termination-log F where the reason of a failure goes (default /dev/termination-log, where it exists)
   -q, --quiet             say nothing on stderr but errors
+      --install DIR       by itself, and only of the static executable (make wrapper): put it into DIR, for any image
   -h, --help              this text
       --version           the version
 

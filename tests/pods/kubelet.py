@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from containers import GRACE, Machine, Manifest, Pod, documents, pod_of
+from containers import GRACE, Machine, Manifest, Pod, documents, image, pod_of
 from manifests import pod_of as pod_of_template
 from manifests import steps
 from processes import HANG
@@ -36,6 +36,7 @@ from processes import HANG
 # What is left to who still runs when the grace period is over, in seconds.
 LAST = 2.0
 ARGO_GRACE = 30.0
+SANDBOX = "sandbox"
 
 
 class State(NamedTuple):
@@ -64,12 +65,16 @@ class Ordered(Pod):
         for each in spec["containers"]:
             for key in ("restartPolicy", "startupProbe", "dependencies"):
                 each.pop(key, None)
+        # podman ends a pod of which no container runs, and cannot start one in it meanwhile.
+        spec["containers"].append({"name": SANDBOX, "image": image("demo-app"), "command": ["sleep", "infinity"]})
         super().__init__(machine, objects, claims, {}, 0)
+        self.containers.remove(SANDBOX)
         machine.pods.append(self)
         self.begun: dict[str, int] = {}  # how often each was started
         self.signals: list[tuple[int, str]] = []  # what was sent to whom, in that order
         ran = machine.podman("kube", "play", "--start=false", "--network=none", self.manifest, check=False)
         assert ran.returncode == 0, ran.stderr
+        machine.podman("start", self.of(SANDBOX))
 
     def step(self) -> bool:
         """Do what is next; return whether the pod is over."""
@@ -278,9 +283,8 @@ class ArgoStep(Ordered):
         return found
 
 
-def run_workflow(machine: Machine, manifest: str, claims: Mapping[str, Path]) -> dict[str, ArgoStep]:
+def run_workflow(machine: Machine, workflow: Manifest, claims: Mapping[str, Path]) -> dict[str, ArgoStep]:
     """Run a workflow's steps to their end, or to the first one that fails; return them by name."""
-    (workflow,) = documents(manifest)
     outputs: dict[str, str] = {}
     ran: dict[str, ArgoStep] = {}
     for step, template, arguments in steps(workflow, outputs):
