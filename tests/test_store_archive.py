@@ -16,7 +16,7 @@ import pytest
 from processes import forked
 
 from sidecar.errors import Corrupt, NotSaved, SourceMissing
-from sidecar.store import Bundle, Entry, Stopped, Store, open_store
+from sidecar.store import Bundle, Entry, Stopped, Store, durable, open_store
 from sidecar.store import compress as compress_module
 from sidecar.store import upload as upload_module
 from sidecar.store.compress import compress, compress_each
@@ -562,6 +562,29 @@ def test_what_is_written_in_part_is_written_to_its_end(
     monkeypatch.setattr(os, "pwritev", some_of)
     monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: pwrite(fd, view[: chance.randrange(1, 2 * len(view))], offset))
     check_same(store, scattered, tree, tmp_path)
+
+
+def test_what_is_to_be_durable_is_on_its_disk_when_the_populate_is_over(
+    store: Store, scattered: Bundle, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, synced = [0], []
+    begin, finish = durable.begin, durable.finish
+
+    def began(fd: int, offset: int, size: int) -> None:
+        begun[0] += size
+        begin(fd, offset, size)
+
+    def finished(path: str) -> None:
+        synced.append(read_tree(path) == read_tree(str(tree)))
+        finish(path)
+
+    monkeypatch.setattr(durable, "begin", began)
+    monkeypatch.setattr(durable, "finish", finished)
+    store.populate(scattered, tmp_path / "scratch")
+    assert (begun, synced) == ([0], [])
+    store.populate(scattered, tmp_path / "kept", durable=True)
+    assert begun[0] > 9 * MIB
+    assert synced == [True], "once, when all of it is there"
 
 
 @pytest.mark.parametrize("kind", ["frame", "plain"])

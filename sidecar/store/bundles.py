@@ -233,6 +233,7 @@ class Store:
         select: Callable[[Entry], bool] | None = None,
         skip_errors: bool = False,
         shared: bool = False,
+        durable: bool = False,
         cancelled: Cancelled | None = None,
     ) -> tuple[str, ...]:
         """Have the bundle's tree in directory `path`, which is made where it is missing. Every byte is verified.
@@ -242,14 +243,14 @@ class Store:
 
         Files appear whole or not at all. What is there with the same type, size, mtime and mode is left alone, and so is what
         the bundle does not name. Corrupt names file and object. Unreachable where `path` cannot be written, or holds something
-        of another type, a symbolic link above all, where the bundle has an entry. Stopped once `cancelled` says so. `shared`:
-        see `save`.
+        of another type, a symbolic link above all, where the bundle has an entry. Stopped once `cancelled` says so. With
+        `durable`, all is on its disk when this returns. `shared`: see `save`.
         """
         meter = Meter(f"populating from {bundle.repo}", progress, cancelled)
         entries = self.manifest(bundle)
         if select is not None:
             entries = _selected(entries, select)
-        how = download.How(self._objects.parallel, shared, skip_errors)
+        how = download.How(self._objects.parallel, shared, durable, skip_errors)
         return download.populate(self.reader(bundle), entries, os.fspath(path), meter, how)
 
     def diff(self, before: Bundle, after: Bundle) -> list[Change]:

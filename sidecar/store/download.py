@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 from blake3 import blake3
 
 from sidecar.errors import Corrupt, Unreachable
-from sidecar.store import table
+from sidecar.store import durable, table
 from sidecar.store.compress import decompress, decompress_each
 from sidecar.store.format import DIRECTORY, FILE, LINK, RESERVED, Entry, Malformed, Piece, Segment, Table, object_name
 from sidecar.store.objects import Objects
@@ -326,10 +326,11 @@ def _is_zeros(piece: Piece) -> bool:
 
 
 class How(NamedTuple):
-    """How a directory is populated: so many chunks at once; `shared`: see tree.open_shared."""
+    """How a directory is populated: so many chunks at once; `shared`: see tree.open_shared; `durable`: on its disk in the end."""
 
     parallel: int
     shared: bool = False
+    durable: bool = False
     skip_errors: bool = False
 
 
@@ -343,8 +344,11 @@ def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, 
         tree = Directories(path, shared=how.shared, make=True)
     try:
         with _turn(tree.top, meter.check), Window[Fetched](how.parallel) as window:
-            populating = _Populate(reader, tree, path, meter, window, how.skip_errors)
+            populating = _Populate(reader, tree, path, meter, window, how)
             populating.run(entries)
+            if how.durable:
+                with _Guard(path, ""):
+                    durable.finish(path)
             return tuple(populating.left_out)
     finally:
         tree.close()
@@ -387,6 +391,7 @@ class _Writing:
     def __init__(self, entry: Entry, name: str, fd: int) -> None:
         self.entry, self.name, self.fd = entry, name, fd
         self.error: Corrupt | None = None
+        self.in_turn = threading.Lock()
         self.missing = 1  # what is under way, and one until all of it is
 
 
@@ -404,11 +409,9 @@ Fetched = int | memoryview | Corrupt
 
 
 class _Populate:
-    def __init__(
-        self, reader: Reader, tree: Directories, top: str, meter: Meter, window: Window[Fetched], skip_errors: bool
-    ) -> None:
+    def __init__(self, reader: Reader, tree: Directories, top: str, meter: Meter, window: Window[Fetched], how: How) -> None:
         self._reader, self._tree, self._top, self._meter, self._window = reader, tree, top, meter, window
-        self._skip_errors = skip_errors
+        self._skip_errors, self._durable = how.skip_errors, how.durable
         self.left_out: list[str] = []
         self._temporary = -1
         self._open: set[int] = set()
@@ -666,13 +669,15 @@ class _Populate:
 
     def _write(self, writing: _Writing, offset: int, views: Sequence[memoryview]) -> None:
         """Write what belongs together from an offset on."""
-        with _Guard(self._top, writing.entry.path):
-            done = os.pwritev(writing.fd, views, offset)
-            if done == sum(map(len, views)):
-                return
-            rest = memoryview(b"".join(views))
-            while done < len(rest):
-                done += os.pwrite(writing.fd, rest[done:], offset + done)
+        # In turns: the kernel has one write to a file at a time, and those who wait for it do so on a processor.
+        with writing.in_turn, _Guard(self._top, writing.entry.path):
+            done, size = os.pwritev(writing.fd, views, offset), sum(map(len, views))
+            if done < size:
+                rest = memoryview(b"".join(views))
+                while done < size:
+                    done += os.pwrite(writing.fd, rest[done:], offset + done)
+            if self._durable:
+                durable.begin(writing.fd, offset, size)
 
     def _end(self, writing: _Writing) -> None:
         entry = writing.entry

@@ -73,6 +73,13 @@ class Places:
             self._remembered += 1
         self._placed.setdefault(piece.hash, piece)
 
+    def add_new(self, pieces: Sequence[Piece], *, many: bool = False) -> None:
+        """Do so with chunks of which none was ever heard of."""
+        if many:
+            pieces = pieces[: _REMEMBERED - self._remembered]
+            self._remembered += len(pieces)
+        self._placed.update((piece.hash, piece) for piece in pieces)
+
     def runs(self, path: str, first: int, hashes: Sequence[str]) -> Iterator[tuple[Run | None, int]]:
         """Divide chunks of a file, of which `first` is the first, into runs that others have at this place, and those between.
 

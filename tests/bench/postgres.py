@@ -96,6 +96,7 @@ class Sizes:
     rounds: int = 9
     scale: int = 20
     seconds: int = 30
+    memory: int = 1024  # MiB
     freeze: str = "auto"
 
     @property
@@ -104,7 +105,7 @@ class Sizes:
         return self.scale * 10
 
 
-QUICK = Sizes(rounds=2, scale=2, seconds=3)
+QUICK = Sizes(rounds=2, scale=2, seconds=3, memory=128)
 
 
 def never() -> bool:
@@ -130,6 +131,8 @@ class Bench:
         self.templates, self.work = f"{top}/templates", f"{top}/work"
         self.found: dict[tuple[str, str, str], list[float]] = {}
         self.notes: list[str] = []
+        self.gone = f"{top}/gone"
+        os.mkdir(self.gone)
         os.mkdir(self.work, 0o700)
         self.account.own(self.work)
 
@@ -141,6 +144,8 @@ class Bench:
     def clock(self, what: str, who: str) -> Iterator[None]:
         """Have in the table how long what is done within it takes."""
         clusters.sync(self.top)
+        _ = b"x" * (self.sizes.memory << 20)
+        del _
         begin = time.perf_counter()
         yield
         self.note(what, who, time.perf_counter() - begin)
@@ -175,7 +180,18 @@ class Bench:
         try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            self.discard(path)
+
+    def discard(self, path: str) -> None:
+        """Have what is at a path out of the way, if there is anything: without its bytes, but not removed before the end."""
+        if not os.path.lexists(path):
+            return
+        for folder, _, names in os.walk(path):
+            for name in names:
+                if not os.path.islink(file := f"{folder}/{name}"):
+                    os.chmod(file, 0o600)
+                    os.truncate(file, 0)
+        os.rename(path, f"{self.gone}/{len(os.listdir(self.gone))}")
 
     @cached_property
     def worked(self) -> Worked:
@@ -211,7 +227,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.stage.release()
-        remove(self.stage)
+        remove(self.bench, self.stage)
 
     @property
     def data(self) -> str:
@@ -300,9 +316,9 @@ def free_port() -> int:
         return port
 
 
-def remove(stage: Stage) -> None:
+def remove(bench: Bench, stage: Stage) -> None:
     for path in (stage.data, stage.partial, stage.home):
-        shutil.rmtree(path, ignore_errors=True)
+        bench.discard(path)
 
 
 # --- S and N: servers and clusters come and go ------------------------------------------------------------------------
@@ -442,9 +458,9 @@ def serving(
         yield battery, told
     finally:
         battery.close()
-        shutil.rmtree(options.clients, ignore_errors=True)
+        bench.discard(options.clients)
         if not kept:
-            remove(Stage(data, name))
+            remove(bench, Stage(data, name))
 
 
 def pgbench(bench: Bench, told: Mapping[str, Any], *options: str) -> None:
@@ -502,8 +518,8 @@ def archiving(bench: Bench) -> None:
     for path in Path(source.data).rglob("*"):
         if path.is_file():
             path.read_bytes()  # from here on it is in the page cache
-    with bench.folder("dump") as dump, tempfile.TemporaryDirectory(dir=bench.top) as store:
-        works = Archiving(bench, source, dump, f"{store}/store")
+    with bench.folder("dump") as dump:
+        works = Archiving(bench, source, dump, f"{bench.top}/store")
         for number in range(bench.sizes.rounds):
             bench.say(f"A, round {number + 1} of {bench.sizes.rounds}")
             order = -1 if number % 2 else 1
@@ -555,8 +571,8 @@ class Archiving:
                 check(connection, self._expected)
 
     def clear(self) -> None:
-        shutil.rmtree(self._dump)
-        shutil.rmtree(self._store)
+        self._bench.discard(self._dump)
+        self._bench.discard(self._store)
 
 
 # --- D: archived again ----------------------------------------------------------------------------------------------
@@ -609,7 +625,7 @@ def second(bench: Bench, first: Worked, what: str, change: Callable[[Connection]
             store = open_store(url)
             count_new(bench, what, store, first, f"{bench.top}/again", bytes_of(url) - before)
     finally:
-        shutil.rmtree(url)
+        bench.discard(url)
 
 
 def count_new(bench: Bench, what: str, store: Store, first: Worked, data: str, grown: int) -> None:
@@ -665,8 +681,8 @@ def incrementing(bench: Bench) -> None:
         for number in range(1, bench.sizes.rounds + 1):
             bench.say(f"I, round {number} of {bench.sizes.rounds}")
             bundle = increment(cluster, number, store, bundle, chance)
-        shutil.rmtree(f"{bench.work}/{bench.sizes.rounds}")
-    shutil.rmtree(f"{bench.top}/incremental.store")
+        bench.discard(f"{bench.work}/{bench.sizes.rounds}")
+    bench.discard(f"{bench.top}/incremental.store")
 
 
 def increment(cluster: Cluster, number: int, store: Store, base: Bundle, chance: random.Random) -> Bundle:
@@ -677,7 +693,7 @@ def increment(cluster: Cluster, number: int, store: Store, base: Bundle, chance:
         update(chance, bench.sizes, connection)
         cluster.freeze(connection)
         cluster.client("pg_basebackup", "-c", "fast", "-X", "none", "-D", backup, f"--incremental={earlier}/backup_manifest")
-    shutil.rmtree(earlier)
+    bench.discard(earlier)
     bundle = cluster.keep(store, base)
     ours = new_pieces(store.manifest(base), store.manifest(bundle))
     blocks = sum(-(-piece.length // BLOCK) for path, piece in ours if counts(path))

@@ -11,7 +11,6 @@ its own, so that no two clusters share the number that replication and archives 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
@@ -29,6 +28,7 @@ from sidecar.batteries.postgres.programs import Account, Cancelled, environment,
 from sidecar.batteries.postgres.stage import Stage
 from sidecar.errors import Corrupt, PeerFailed, Unreachable
 from sidecar.store import Bundle, Entry, Store
+from sidecar.store.durable import finish
 from sidecar.store.format import LINK
 
 DEFAULT_LOCALE = "C.UTF-8"
@@ -41,7 +41,7 @@ def restore(stage: Stage, store: Store, bundle: Bundle, who: Account, progress: 
     """Have the cluster that a bundle holds; every byte is verified, all of it is on disk before it has its name."""
     _check_entries(bundle, store.manifest(bundle))
     _make_directory(stage.partial)  # ours until it is whole: nobody else gets into it meanwhile
-    store.populate(bundle, stage.partial, progress, select=_is_wanted, cancelled=cancelled)
+    store.populate(bundle, stage.partial, progress, select=_is_wanted, durable=True, cancelled=cancelled)
     version_of(stage.partial)
     read_control(stage.partial)
     own(stage.partial, who)
@@ -216,12 +216,10 @@ def adopt(
 
 def sync(path: str) -> None:
     """Have all that was written to the file system of `path` on its disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
-            raise Unreachable(f"{path} cannot be synced: {os.strerror(ctypes.get_errno())}")
-    finally:
-        os.close(fd)
+        finish(path)
+    except OSError as error:
+        raise Unreachable(f"{path} cannot be synced: {error.strerror}") from None
 
 
 def _make_directory(path: str, who: Account | None = None) -> None:
