@@ -262,7 +262,7 @@ def test_every_file_of_a_relation_is_known_for_one(cluster: Cluster) -> None:
         ("pg_multixact/offsets/0A00", 256 << 10, 8192),
         ("base/5/16384", (32 << 10) - 8192, 0),
         ("global/pg_control", 8192, 0),
-        (f"pg_wal/{SEGMENT}", 16 << 20, 256 << 10),
+        (f"pg_wal/{SEGMENT}", 16 << 20, 32 << 10),
         ("log/postgresql.log", 16 << 20, 0),
         ("base/5/16384", 0, 0),
     ],
