@@ -158,7 +158,6 @@ class KubeletPod(Ordered):
         for each in self.names:
             if each not in self.begun or (found[each].over and self._comes_back(found[each].exit)):
                 self.begin(each)
-                return False
         if all(found[each].over for each in self.names):
             self._end([[each] for each in reversed(self.native)])
         return False
@@ -255,7 +254,6 @@ class ArgoStep(Ordered):
             needed = [found[name] for name in each.get("dependencies", ())]
             if each["name"] not in self.begun and all(need.over and need.exit == 0 for need in needed):
                 self.begin(each["name"])
-                return False
         over = [found[each] for each in self.names if found[each].over]
         if len(over) == len(self.names) or any(each.exit for each in over):
             self._end(found)
