@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from servers import Cluster, new_folder
 from sidecar.batteries.postgres import closed, logical, sessions
 from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.programs import Account, account
-from sidecar.batteries.postgres.stage import Stage
+from sidecar.batteries.postgres.stage import Stage, Task
 
 ODD = 'o\'dd "$(touch /tmp/pwned)" `x` \\ ünd'
 _ROLES = [
@@ -158,10 +158,20 @@ def never() -> bool:
     return False
 
 
+def task(stage: Stage, tell: Callable[[str], object] | None = None, cancelled: Callable[[], bool] = never) -> Task:
+    """Return what the battery would say of the database whose directory this is, and have it told what goes on."""
+
+    def progress(what: str, done: int, size: int) -> None:
+        if tell is not None:
+            tell(what)
+
+    return Task(stage, who(), {}, progress, cancelled)
+
+
 @contextmanager
 def serving(stage: Stage, installed: Installation, data: str = "") -> Iterator[closed.Closed]:
     """Have a server run on what was made."""
-    with closed.serve(stage, data or stage.partial, installed, who(), {}, never) as server:
+    with closed.serve(task(stage), data or stage.partial, installed, {}) as server:
         yield server
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import postgres_contents
 import pytest
-from postgres_contents import digest, made, never, serving, staged, who
+from postgres_contents import digest, made, never, serving, staged, task, who
 from servers import installation, installations
 
 from sidecar.batteries.postgres import archive, closed, logical, programs, sessions
@@ -32,7 +32,7 @@ DESTINATION = Destination("db1", "", "dumps", "a dump", "latest")
 def dump(stage: Stage, server: closed.Closed, installed: list[Installation] | None = None) -> None:
     names = sessions.databases(server.connection)
     record = sessions.facts(server.connect, server.server.installation.major, names)
-    logical.dump(stage, server.server, server.connect, installed or installations(), record, lambda what: None, never)
+    logical.dump(task(stage), server.server, server.connect, installed or installations(), record)
 
 
 def keep(stage: Stage, store: Store) -> Bundle:
@@ -43,7 +43,7 @@ def keep(stage: Stage, store: Store) -> Bundle:
 
 def load(stage: Stage, store: Store, bundle: Bundle, installed: Installation) -> None:
     described = archive.describe(store, bundle)
-    logical.load(stage, store, bundle, described, installed, who(), {}, lambda *told: None, never)
+    logical.load(task(stage), store, bundle, described, installed)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def test_what_is_loaded_is_what_was_dumped(old: int, new: int, store: Store) -> 
         load(target, store, bundle, installation(new))
         control = read_control(target.partial)
         assert (control.is_clean, control.checksums) == (True, True)
-        assert not {"work", "pgpass"} & set(os.listdir(target.home))
+        assert not {"scratch", "pgpass"} & set(os.listdir(target.home))
         with serving(target, installation(new)) as server:
             assert digest(server) == before
             assert not os.path.lexists("/tmp/pwned")
@@ -185,7 +185,7 @@ def test_a_dump_would_lose_prepared_transactions_and_is_refused() -> None:
     prepared = ["CREATE TABLE t (n int)", "BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'this one'"]
     settings = {"max_prepared_transactions": "3"}
     with made(installation(), *prepared, settings=["max_prepared_transactions=3"]) as data, staged(data) as stage:
-        serving = closed.serve(stage, stage.partial, installation(), who(), settings, never)
+        serving = closed.serve(task(stage), stage.partial, installation(), settings)
         with serving as server, pytest.raises(ConfigurationError, match=r"'this one'.*archive: physical"):
             dump(stage, server)
 

@@ -17,7 +17,7 @@ from typing import Any
 import postgres_contents
 import psutil
 import pytest
-from postgres_contents import digest, made, never, serving, staged, who
+from postgres_contents import digest, made, never, serving, staged, task, who
 from servers import installation, new_folder
 
 from sidecar.batteries.postgres import closed, upgrade
@@ -34,11 +34,11 @@ templates = postgres_contents.templates
 
 def upgraded(stage: Stage, old: int | Installation, new: int, tell: Any = None, cancelled: Any = never) -> dict[str, Any]:
     source = installation(old) if isinstance(old, int) else old
-    return upgrade.upgrade(stage, source, installation(new), who(), {}, tell or (lambda what: None), cancelled)
+    return upgrade.upgrade(task(stage, tell, cancelled), source, installation(new))
 
 
 def checked(stage: Stage, old: int, new: int) -> str:
-    return upgrade.check(stage, installation(old), installation(new), who(), {}, lambda what: None, never)
+    return upgrade.check(task(stage), installation(old), installation(new))
 
 
 def processes_of(stage: Stage) -> list[str]:
@@ -74,7 +74,7 @@ def test_what_a_cluster_holds_is_the_same_after_an_upgrade(old: int, new: int, m
         facts = upgraded(stage, old, new)
         assert facts == {"major": old, "version": installation(old).version, "system": str(system), "method": method}
         assert (version_of(stage.partial), os.listdir(f"{stage.home}/s")) == (new, [])
-        assert not {"work", "pgpass"} & set(os.listdir(stage.home))
+        assert not {"scratch", "pgpass"} & set(os.listdir(stage.home))
         control = read_control(stage.partial)
         assert control.is_clean
         assert control.checksums
@@ -270,7 +270,7 @@ def test_a_cancelled_upgrade_ends_soon_and_leaves_nothing_running(looks: int) ->
         with pytest.raises(Stopped):
             upgraded(stage, 14, 18, cancelled=lambda: next(count) >= looks)
         assert processes_of(stage) == []
-        assert "work" not in os.listdir(stage.home)
+        assert "scratch" not in os.listdir(stage.home)
 
 
 @pytest.mark.long
@@ -282,7 +282,7 @@ def test_so_it_does_whenever_it_is_cancelled(old: int, looks: int) -> None:
         try:
             upgraded(stage, old, 18, cancelled=lambda: next(count) >= looks)
         except Stopped:
-            assert "work" not in os.listdir(stage.home)
+            assert "scratch" not in os.listdir(stage.home)
         assert processes_of(stage) == []
 
 
@@ -293,9 +293,10 @@ def test_the_next_life_ends_the_servers_that_a_killed_upgrade_has_left() -> None
         code = (
             "import json, sys\nfrom sidecar.batteries.postgres import upgrade\n"
             "from sidecar.batteries.postgres.installations import Installation\n"
-            "from sidecar.batteries.postgres.programs import account\nfrom sidecar.batteries.postgres.stage import Stage\n"
+            "from sidecar.batteries.postgres.programs import account\nfrom sidecar.batteries.postgres.stage import Stage, Task\n"
             "data, *both = json.loads(sys.argv[1])\nwho = account('postgres')\nstage = Stage(data, 'a session')\nstage.own(who)\n"
-            "upgrade.upgrade(stage, *(Installation(*each) for each in both), who, {}, print, lambda: False)\n"
+            "task = Task(stage, who, {}, print, lambda: False)\n"
+            "upgrade.upgrade(task, *(Installation(*each) for each in both))\n"
         )
         both = [[each.bindir, each.version, each.major] for each in (installation(14), installation(18))]
         life = subprocess.Popen([sys.executable, "-c", code, json.dumps([stage.data, *both])])
@@ -307,7 +308,7 @@ def test_the_next_life_ends_the_servers_that_a_killed_upgrade_has_left() -> None
         stage.own(who())
         upgrade.forget(stage)
         assert processes_of(stage) == []
-        assert "work" not in os.listdir(stage.home)
+        assert "scratch" not in os.listdir(stage.home)
 
 
 def test_a_path_that_a_shell_would_take_apart_never_reaches_one() -> None:
@@ -348,7 +349,7 @@ def test_a_closed_server_lets_nobody_in_and_ends_when_it_is_told_to_whatever_it_
     told: list[str] = []
 
     def sleep(stage: Stage) -> None:
-        with closed.serve(stage, stage.partial, installation(14), who(), {}, lambda: bool(told)) as server:
+        with closed.serve(task(stage, cancelled=lambda: bool(told)), stage.partial, installation(14), {}) as server:
             told.append("to stop")
             server.connection.execute("SELECT pg_sleep(3600)")
 

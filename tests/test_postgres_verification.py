@@ -10,7 +10,7 @@ from pathlib import Path
 
 import postgres_contents
 import pytest
-from postgres_contents import made, never, serving, staged, who
+from postgres_contents import made, never, serving, staged, task
 from servers import installation
 from test_postgres_logical import changed, dumped
 
@@ -46,11 +46,11 @@ def verify(
     """Try a bundle; return what it said it was doing. Whatever comes of it, nothing is left of the copy."""
     said: list[str] = []
     try:
-        verification.verify(stage, store, bundle, installed, who(), {}, lambda what, done, size: said.append(what), cancelled)
+        verification.verify(task(stage, said.append, cancelled), store, bundle, installed)
     finally:
         assert not os.path.lexists(stage.partial)
         assert os.listdir(f"{stage.home}/s") == []
-        assert not {"pgpass", "work"} & set(os.listdir(stage.home))
+        assert not {"pgpass", "scratch"} & set(os.listdir(stage.home))
     return said
 
 

@@ -66,7 +66,7 @@ from sidecar.batteries.postgres.contents import relation_block
 from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.postmaster import Postmaster, Server, read_control
 from sidecar.batteries.postgres.programs import account, environment
-from sidecar.batteries.postgres.stage import Stage
+from sidecar.batteries.postgres.stage import Stage, Task
 from sidecar.parameters.fuse import Destination, Source
 from sidecar.parameters.postgres import Database
 from sidecar.store import Bundle, Entry, Piece, Store, open_store
@@ -235,15 +235,23 @@ class Cluster:
 
     def make(self) -> None:
         """Have a new cluster that lets ADMIN in, from the template, which is prepared where it is missing."""
-        clusters.create(self.stage, self.installation, self.bench.account, "", self.bench.templates, never)
+        clusters.create(self.task, self.installation, "", self.bench.templates)
         self.stage.accept()
         self.adopt()
 
     def restore(self, store: Store, bundle: Bundle) -> None:
         """Have the cluster of a bundle, every byte verified and synced, that lets ADMIN in."""
-        clusters.restore(self.stage, store, bundle, self.bench.account, silent, never)
+        clusters.restore(self.task, store, bundle)
         self.stage.accept()
         self.adopt()
+
+    @property
+    def server(self) -> Server:
+        return Server(self.installation, self.places, self.bench.account, self.port, self.password, self.settings)
+
+    @property
+    def task(self) -> Task:
+        return Task(self.stage, self.bench.account, self.settings, silent, never)
 
     def adopt(self) -> None:
         """Have ADMIN let in."""
@@ -252,13 +260,11 @@ class Cluster:
         self.stage.write("pg_ident.conf", "", 0o644)
         text = passfile([(self.places.socket, self.port, ADMIN, self.password)])
         self.stage.write("passfile", text, 0o600, self.bench.account)
-        who, settings = self.bench.account, self.settings
-        clusters.adopt(self.installation, self.places, who, self.password, settings, unheard, never)
+        clusters.adopt(self.server, unheard, never)
 
     def start(self) -> Connection:
         """Begin the server and return a connection of ADMIN's that was answered."""
-        server = Server(self.installation, self.places, self.bench.account, self.port, self.password, self.settings)
-        self.postmaster = Postmaster(server, unheard)
+        self.postmaster = Postmaster(self.server, unheard)
         return self.postmaster.start(never)
 
     def connect(self, database: str = "postgres") -> Connection:
@@ -770,7 +776,7 @@ def an_upgrade(source: Cluster, old: Installation, new: Installation, way: str, 
         bench.account.own(partial_)
         clusters.copy(source.data, partial_, bench.account)
         with bench.clock("upgrade", way):
-            told = upgrade.upgrade(cluster.stage, old, new, bench.account, {}, unheard, never)
+            told = upgrade.upgrade(cluster.task, old, new)
         if told["method"] != way:
             raise RuntimeError(f"the upgrade went another way: {told}")
         cluster.stage.accept()

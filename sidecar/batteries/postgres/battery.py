@@ -43,11 +43,12 @@ from sidecar.batteries.postgres.handover import Way, hand_over
 from sidecar.batteries.postgres.installations import Installation, choose, find_installations
 from sidecar.batteries.postgres.postmaster import Postmaster, Server, hold, read_control
 from sidecar.batteries.postgres.programs import Cancelled, account, environment, run
-from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage
+from sidecar.batteries.postgres.stage import BEGUN, MAKING, OVER, STOPPED, Stage, Task
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SidecarError, Unreachable
 from sidecar.parameters.fuse import Destination, Source
 from sidecar.parameters.postgres import Database
 from sidecar.store import Bundle, Stopped, is_id, open_store
+from sidecar.values import replace
 
 if TYPE_CHECKING:
     import psycopg
@@ -98,6 +99,7 @@ class PostgresBattery:
         self._who = account(options.user)
         self._stage = Stage(self._database.data_dir, options.session)
         self._closed = threading.Event()
+        self._task = Task(self._stage, self._who, dict(self._database.settings), progress, self._closed.is_set)
         self._serving = threading.RLock()  # held by whoever begins or ends the server
         self._wanted = False  # whether a server that ends is to be begun again
         self._postmaster: Postmaster | None = None
@@ -136,7 +138,7 @@ class PostgresBattery:
         stage.reach(MAKING, kept=self._database.destination is not None)
         if source is None:
             self._check_room(0)
-            clusters.create(stage, self._newest(), self._who, self._database.locale, self._options.templates, self._closed.is_set)
+            clusters.create(self._task, self._newest(), self._database.locale, self._options.templates)
         else:
             self._restore()
         stage.accept()
@@ -150,28 +152,24 @@ class PostgresBattery:
         self._stage.note(source=told_of(source, bundle), recovered=[])
         self._source = bundle
         self._check_room(bundle.bytes)
-        stop = self._closed.is_set
-        if described.kind == LOGICAL:
-            installation = self._fitting(described, bundle)
-            logical.load(
-                self._stage, self._store, bundle, described, installation, self._who, self._settings, self._progress, stop
-            )
-            return
         installation = self._fitting(described, bundle)
-        clusters.restore(self._stage, self._store, bundle, self._who, self._progress, stop)
+        if described.kind == LOGICAL:
+            logical.load(self._task, self._store, bundle, described, installation)
+            return
+        clusters.restore(self._task, self._store, bundle)
         self._stage.note(unclean=not read_control(self._stage.partial).is_clean)
         newest = self._newest()
         if self._database.upgrade == "auto" and installation.major > described.major:
             self._upgrade(bundle, described, installation)
         elif self._database.upgrade == "check" and newest.major > described.major:
-            problem = upgrade.check(self._stage, installation, newest, self._who, self._settings, self._say, stop)
+            problem = upgrade.check(self._task, installation, newest)
             _logger.info("an upgrade to PostgreSQL %s %s", newest.version, f"would not do: {problem}" if problem else "would do")
             self._stage.note(upgradable={"to": newest.version, "problem": problem})
 
     def _upgrade(self, bundle: Bundle, described: Described, new: Installation) -> None:
         """Have what was restored be a cluster of a later major."""
         old = choose(self._installed, described.major)
-        facts = upgrade.upgrade(self._stage, old, new, self._who, self._settings, self._say, self._closed.is_set)
+        facts = upgrade.upgrade(self._task, old, new)
         _logger.info("%s is upgraded from PostgreSQL %s to %s", bundle.reference, facts["version"], new.version)
         self._stage.note(upgraded_from={"bundle": bundle.reference, **facts})
 
@@ -196,7 +194,7 @@ class PostgresBattery:
     def _adopt(self) -> None:
         password = secrets.token_urlsafe(24)
         self._write_configuration(CLOSED)
-        clusters.adopt(self._running(), self._places, self._who, password, self._settings, self._hear, self._closed.is_set)
+        clusters.adopt(self._server(password), self._hear, self._closed.is_set)
         self._stage.write("secret", password, 0o600)
 
     def _set_up(self, connection: psycopg.Connection[Any]) -> dict[str, Any]:
@@ -310,14 +308,15 @@ class PostgresBattery:
 
     def _begin_once(self) -> psycopg.Connection[Any]:
         self._write_configuration(CLOSED)
-        password = self._stage.read("secret")
-        server = Server(self._running(), self._places, self._who, self._database.port, password, self._settings)
-        self._postmaster = Postmaster(server, self._hear)
+        self._postmaster = Postmaster(self._server(self._stage.read("secret")), self._hear)
         connection = self._postmaster.start(self._closed.is_set)
         with sessions.told("looking"):
             self._began = sessions.began(connection)
         self._stage.keep_ballast(_BALLAST)
         return connection
+
+    def _server(self, password: str) -> Server:
+        return Server(self._running(), self._places, self._who, self._database.port, password, self._task.settings)
 
     def _hear(self, line: str) -> None:
         if not line or line.startswith(_PROMPTS):
@@ -346,10 +345,6 @@ class PostgresBattery:
         """The directory of the clients' socket; "" where its path would be too long."""
         folder = os.path.abspath(self._options.clients)
         return folder if socket_fits(folder, self._database.port) else ""
-
-    @property
-    def _settings(self) -> dict[str, str]:
-        return dict(self._database.settings)
 
     @cached_property
     def _installed(self) -> list[Installation]:
@@ -516,8 +511,7 @@ class PostgresBattery:
 
     def _dump(self, record: Mapping[str, Any]) -> None:
         assert self._postmaster is not None
-        server = self._postmaster.server
-        logical.dump(self._stage, server, self._connect, self._installed, record, self._say, self._closed.is_set)
+        logical.dump(self._task, self._postmaster.server, self._connect, self._installed, record)
 
     def _still_there(self) -> psycopg.Connection[Any] | None:
         """Return a connection to the server; None where it is gone, or lets us in no more and was shut down."""
@@ -598,7 +592,7 @@ class PostgresBattery:
     def _verify(self, bundle: Bundle, cancelled: Cancelled) -> None:
         """See that a bundle that nobody gets yet can be restored and is sound."""
         installation = self._newest() if self._is_logical else self._running()
-        verification.verify(self._stage, self._store, bundle, installation, self._who, self._settings, self._progress, cancelled)
+        verification.verify(replace(self._task, cancelled=cancelled), self._store, bundle, installation)
 
     def _base(self) -> Bundle | None:
         """Return the bundle that the cluster was restored from: most of its pages are still that."""

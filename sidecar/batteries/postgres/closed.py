@@ -26,7 +26,7 @@ from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.postmaster import Postmaster, Server, read_control
 from sidecar.batteries.postgres.programs import Account, Cancelled, environment, run
 from sidecar.batteries.postgres.sessions import Connection
-from sidecar.batteries.postgres.stage import Stage
+from sidecar.batteries.postgres.stage import Stage, Task
 from sidecar.errors import PeerFailed, SidecarError, Unreachable
 from sidecar.store import Stopped
 
@@ -103,13 +103,13 @@ def _first_error(said: list[str]) -> str:
 
 
 @contextmanager
-def tools(stage: Stage, server: Server, cancelled: Cancelled) -> Iterator[Tools]:
+def tools(task: Task, server: Server) -> Iterator[Tools]:
     """Yield what runs client programs against a server; their password file is gone afterwards."""
-    name = "pgpass"
+    stage, name = task.stage, "pgpass"
     text = passfile([(server.places.socket, server.port, ADMIN, server.password)])
     stage.write(name, text, 0o600, server.account)
     try:
-        yield Tools(server, f"{stage.home}/{name}", cancelled)
+        yield Tools(server, f"{stage.home}/{name}", task.cancelled)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(f"{stage.home}/{name}")
@@ -137,24 +137,25 @@ class Closed:
 
 
 @contextmanager
-def serve(
-    stage: Stage, data: str, installation: Installation, who: Account, settings: Mapping[str, str], cancelled: Cancelled
-) -> Iterator[Closed]:
+def serve(task: Task, data: str, installation: Installation, settings: Mapping[str, str]) -> Iterator[Closed]:
     """Have a server run on the cluster in `data`, with nobody let in; an unclean one recovers first. It is clean afterwards.
+
+    The settings are these, not the task's: some are for those alone who come in from outside.
 
     Stopped, once it is cancelled, whatever is being asked of the server then. Where anything fails within, the server is
     made to end, and the cluster is unclean.
     """
+    stage, cancelled = task.stage, task.cancelled
     places = Places(data, stage.home, stage.socket(PORT))
     password = secrets.token_urlsafe(24)
-    settings = {**_QUIET, **settings}
+    server = Server(installation, places, task.who, PORT, password, {**_QUIET, **settings}, listen=False)
     _configure(stage)
-    adopt(installation, places, who, password, settings, _logger.debug, cancelled)
-    postmaster = Postmaster(Server(installation, places, who, PORT, password, settings, listen=False), _logger.debug)
+    adopt(server, _logger.debug, cancelled)
+    postmaster = Postmaster(server, _logger.debug)
     with _ended_by(postmaster, cancelled):
         connection = postmaster.start(cancelled)
-        with tools(stage, postmaster.server, cancelled) as programs, closing(Closed(postmaster, connection, programs)) as server:
-            yield server
+        with tools(task, server) as programs, closing(Closed(postmaster, connection, programs)) as running:
+            yield running
         postmaster.stop(_SHUTDOWN)
     control = read_control(data)
     if not control.is_clean:
@@ -198,10 +199,10 @@ def _ended_by(postmaster: Postmaster, cancelled: Cancelled) -> Iterator[None]:
 
 
 @contextmanager
-def scratch(stage: Stage, who: Account) -> Iterator[str]:
+def scratch(task: Task) -> Iterator[str]:
     """Yield a new directory beside the cluster, the account's alone; it is gone afterwards. One of a killed life goes first."""
-    path = f"{stage.home}/scratch"
-    make_folder(path, who)
+    path = f"{task.stage.home}/scratch"
+    make_folder(path, task.who)
     try:
         yield path
     finally:

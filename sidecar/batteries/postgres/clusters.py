@@ -16,16 +16,15 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from sidecar.batteries import Progress
-from sidecar.batteries.postgres.configuration import ADMIN, Places, scram_verifier, server_arguments
+from sidecar.batteries.postgres.configuration import ADMIN, scram_verifier, server_arguments
 from sidecar.batteries.postgres.control import wal_with_identity, with_identity
 from sidecar.batteries.postgres.installations import Installation
-from sidecar.batteries.postgres.postmaster import hold, read_control
+from sidecar.batteries.postgres.postmaster import Server, hold, read_control
 from sidecar.batteries.postgres.programs import Account, Cancelled, environment, run
-from sidecar.batteries.postgres.stage import Stage
+from sidecar.batteries.postgres.stage import Task
 from sidecar.errors import Corrupt, PeerFailed, Unreachable
 from sidecar.store import Bundle, Entry, Store
 from sidecar.store.durable import finish
@@ -37,15 +36,16 @@ _ZEROS = bytes(1 << 16)
 _REFUSED = {"postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "backup_manifest"}
 
 
-def restore(stage: Stage, store: Store, bundle: Bundle, who: Account, progress: Progress, cancelled: Cancelled) -> None:
+def restore(task: Task, store: Store, bundle: Bundle) -> None:
     """Have the cluster that a bundle holds; every byte is verified, all of it is on disk before it has its name."""
+    partial = task.stage.partial
     _check_entries(bundle, store.manifest(bundle))
-    _make_directory(stage.partial)  # ours until it is whole: nobody else gets into it meanwhile
-    store.populate(bundle, stage.partial, progress, select=_is_wanted, durable=True, cancelled=cancelled)
-    version_of(stage.partial)
-    read_control(stage.partial)
-    own(stage.partial, who)
-    sync(stage.partial)
+    _make_directory(partial)  # ours until it is whole: nobody else gets into it meanwhile
+    store.populate(bundle, partial, task.progress, select=_is_wanted, durable=True, cancelled=task.cancelled)
+    version_of(partial)
+    read_control(partial)
+    own(partial, task.who)
+    sync(partial)
 
 
 def _check_entries(bundle: Bundle, entries: Sequence[Entry]) -> None:
@@ -72,18 +72,19 @@ def version_of(data: str) -> int:
         raise Corrupt(f"{path} does not say which version of PostgreSQL this is of; the bundle holds no cluster") from None
 
 
-def create(stage: Stage, installation: Installation, who: Account, locale: str, templates: str, cancelled: Cancelled) -> None:
+def create(task: Task, installation: Installation, locale: str, templates: str) -> None:
     """Have a new, empty cluster, with page checksums, UTF-8, and ADMIN as its superuser."""
-    _make_directory(stage.partial, who)
+    partial, who = task.stage.partial, task.who
+    _make_directory(partial, who)
     template = template_of(templates, installation, locale)
     if template and not os.path.isdir(template):
-        template = _prepare(template, installation, who, locale, cancelled)
+        template = _prepare(template, installation, who, locale, task.cancelled)
     if template and _is_ours(template):
-        copy(template, stage.partial, who)
-        _give_identity(stage.partial)
+        copy(template, partial, who)
+        _give_identity(partial)
     else:
-        initdb(stage.partial, installation, who, locale, cancelled)
-    sync(stage.partial)
+        initdb(partial, installation, who, locale, task.cancelled)
+    sync(partial)
 
 
 def initdb(data: str, installation: Installation, who: Account, locale: str, cancelled: Cancelled) -> None:
@@ -184,26 +185,19 @@ def _change(path: str, change: Callable[[bytes], bytes]) -> None:
         file.write(changed)
 
 
-def adopt(
-    installation: Installation,
-    places: Places,
-    who: Account,
-    password: str,
-    settings: Mapping[str, str],
-    hear: Callable[[str], None],
-    cancelled: Cancelled,
-) -> None:
-    """Have ADMIN be a superuser with this password; an unclean cluster recovers on the way. PeerFailed where it cannot."""
+def adopt(server: Server, hear: Callable[[str], None], cancelled: Cancelled) -> None:
+    """Have ADMIN be a superuser with the server's password; an unclean cluster recovers on the way, else PeerFailed."""
     # One round is as good as many: this password is random, and no client but ours comes with it.
-    verifier = scram_verifier(password, secrets.token_bytes(16), 1)
+    verifier = scram_verifier(server.password, secrets.token_bytes(16), 1)
     rights = "SUPERUSER LOGIN VALID UNTIL 'infinity' CONNECTION LIMIT -1"
     sql = f"CREATE ROLE {ADMIN};\nALTER ROLE {ADMIN} WITH {rights} PASSWORD '{verifier}';\n"
-    argv = [installation.program("postgres"), "--single", *server_arguments(places, installation.major, settings)]
+    installation, places = server.installation, server.places
+    argv = [installation.program("postgres"), "--single", *server_arguments(places, installation.major, server.settings)]
     lock = hold(places, cancelled)
     try:
         run(
             [*argv, "-c", "log_min_error_statement=panic", "-c", "log_min_messages=log", "template1"],
-            who,
+            server.account,
             environment(installation.bindir, places.home),
             text=sql,
             cancelled=cancelled,

@@ -37,7 +37,7 @@ _SIMPLE = re.compile(r"pg_(?:xact|commit_ts|multixact/offsets|multixact/members)
 _WORTH_PAGES = 32 << 10
 _PAGE = 8192  # as good as every cluster's
 # A segment is filled from front to back: after a short session most of it is what it was. A server that was only read adds some
-# records: in pieces of 16 to 32 KiB, with their table, that is 90 kB more; in pieces of 64, 145; of 256, 260; cut as usual, 2.4 MB.
+# records: in pieces of 16 to 32 KiB, with their table, 90 kB more are stored; of 64, 145; of 256, 260; cut as usual, 2.4 MB.
 _OF_LOG = 32 << 10
 
 

@@ -33,7 +33,7 @@ from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.postmaster import Server
 from sidecar.batteries.postgres.programs import Account, Cancelled, environment, run
 from sidecar.batteries.postgres.sessions import Connect, Connection
-from sidecar.batteries.postgres.stage import Stage
+from sidecar.batteries.postgres.stage import Stage, Task
 from sidecar.errors import ConfigurationError, Corrupt, PeerFailed
 from sidecar.parameters.fuse import Destination
 from sidecar.store import Accept, Bundle, Entry, Store
@@ -56,29 +56,27 @@ _CREATE = re.compile(r'^CREATE ROLE ("(?:[^"\n]|"")*"|[a-z_][a-z0-9_$]*);\n', re
 
 
 def dump(
-    stage: Stage,
+    task: Task,
     server: Server,
     connect: Connect,
     installed: Sequence[Installation],
     record: Mapping[str, Any],
-    tell: Tell,
-    cancelled: Cancelled,
 ) -> None:
     """Have all that a running server holds in files beside its cluster; nobody else is connected. `keep` makes them a bundle.
 
     ConfigurationError where a dump would lose what was prepared, or no installation has the programs.
     """
     installation = dumper(installed, server.installation.major)
-    folder = folder_of(stage)
-    closed.make_folder(folder, server.account)
-    with closed.room(stage), sessions.told("dumping"), connect("postgres") as connection:
+    folder = folder_of(task.stage)
+    closed.make_folder(folder, task.who)
+    with closed.room(task.stage), sessions.told("dumping"), connect("postgres") as connection:
         refuse_prepared(connection, "a dump leaves them out; commit them or roll them back first, or say archive: physical")
-        with closed.tools(stage, server, cancelled) as programs:
-            found = take(programs, connection, connect, installation, folder, server.account, tell)
+        with closed.tools(task, server) as programs:
+            found = take(task, programs, connection, connect, installation, folder)
         facts = {name: {**record["databases"].get(name, {}), **how} for name, how in found.items()}
         told = {"kind": LOGICAL, "major": installation.major, "databases": facts}
         told |= {"bootstrap": superuser(connection), "template": template(connection)}
-    write_record(folder, {**record, **told}, server.account)
+    write_record(folder, {**record, **told}, task.who)
     clusters.sync(folder)
 
 
@@ -125,25 +123,24 @@ def keep(
 
 
 def take(
+    task: Task,
     programs: Tools,
     connection: Connection,
     connect: Connect,
     installation: Installation,
     folder: str,
-    who: Account,
-    tell: Tell,
 ) -> dict[str, dict[str, Any]]:
     """Dump a server into a directory; return what is in it: by the name of each database, its number and whether it is shut."""
-    closed.make_folder(f"{folder}/databases", who)
-    tell("dumping roles")
+    closed.make_folder(f"{folder}/databases", task.who)
+    task.say("dumping roles")
     programs.run(installation, "pg_dumpall", "--globals-only", "--file", f"{folder}/{GLOBALS}")
-    write_script(f"{folder}/{GLOBALS}", without_admin(read_script(f"{folder}/{GLOBALS}")), who)
+    write_script(f"{folder}/{GLOBALS}", without_admin(read_script(f"{folder}/{GLOBALS}")), task.who)
     found: dict[str, dict[str, Any]] = {}
     with reachable(connection) as shut:
         for name in sessions.databases(connection):
             if name == "template1" and not _has_objects(connect):
                 continue
-            tell(f"dumping database {name!r}")
+            task.say(f"dumping database {name!r}")
             found[name] = {"dump": len(found), **({"shut": True} if name in shut else {})}
             how = [
                 "--format",
@@ -253,30 +250,27 @@ def without_admin(text: str) -> str:
 
 
 def load(
-    stage: Stage,
+    task: Task,
     store: Store,
     bundle: Bundle,
     described: Described,
     installation: Installation,
-    who: Account,
-    settings: Mapping[str, str],
-    progress: Progress,
-    cancelled: Cancelled,
 ) -> None:
     """Have a cluster with what a logical bundle holds in the stage's `partial`, clean and on its disk."""
     dumps = dumps_of(bundle, described, store.manifest(bundle))
     if installation.major < described.major:
         problem = f"{bundle.reference} was dumped with PostgreSQL {described.major}, which {installation.version} cannot read"
         raise ConfigurationError(f"{problem} (Debian: apt-get install postgresql-{described.major})")
-    with closed.room(stage), closed.scratch(stage, who) as folder:
-        store.populate(bundle, folder, progress, cancelled=cancelled)
-        clusters.own(folder, who)
-        closed.make_folder(stage.partial, who)
-        initdb(stage.partial, installation, who, *_like(described.record), cancelled)
-        how = {**closed.of_libraries(settings), **closed.LOADING}
-        with closed.serve(stage, stage.partial, installation, who, how, cancelled) as server:
-            put(server, installation, folder, dumps, lambda what: progress(what, 0, 0))
-    clusters.sync(stage.partial)
+    partial = task.stage.partial
+    with closed.room(task.stage), closed.scratch(task) as folder:
+        store.populate(bundle, folder, task.progress, cancelled=task.cancelled)
+        clusters.own(folder, task.who)
+        closed.make_folder(partial, task.who)
+        initdb(task, partial, installation, *_like(described.record))
+        how = {**closed.of_libraries(task.settings), **closed.LOADING}
+        with closed.serve(task, partial, installation, how) as server:
+            put(task, server, installation, folder, dumps)
+    clusters.sync(partial)
 
 
 def _like(record: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
@@ -307,12 +301,11 @@ def dumps_of(bundle: Bundle, described: Described, entries: Sequence[Entry]) -> 
 
 
 def initdb(
+    task: Task,
     data: str,
     installation: Installation,
-    who: Account,
     superuser: str,
     options: Mapping[str, str],
-    cancelled: Cancelled,
     *,
     checksums: bool = True,
 ) -> None:
@@ -324,22 +317,22 @@ def initdb(
     elif installation.major >= 18:
         argv.append("--no-data-checksums")
     try:
-        run(argv, who, environment(installation.bindir, data), cancelled=cancelled)
+        run(argv, task.who, environment(installation.bindir, data), cancelled=task.cancelled)
     except PeerFailed as error:
         raise PeerFailed(f"a cluster of PostgreSQL {installation.version} cannot be made: {error}") from None
 
 
-def put(server: Closed, installation: Installation, folder: str, dumps: Mapping[str, Mapping[str, Any]], tell: Tell) -> None:
+def put(task: Task, server: Closed, installation: Installation, folder: str, dumps: Mapping[str, Mapping[str, Any]]) -> None:
     """Load what `take` has dumped into a new cluster: roles, databases, and what planners want to know of them."""
     with sessions.told("loading roles"):
-        tell("loading roles")
+        task.say("loading roles")
         put_roles(server.connection, read_script(f"{folder}/{GLOBALS}"), server.server.password)
     with sessions.told("loading databases"):
         with server.elsewhere():
             for name, how in dumps.items():
-                tell(f"loading database {name!r}")
+                task.say(f"loading database {name!r}")
                 _restore(server, installation, name, f"{folder}/databases/{how['dump']}")
-        tell("analyzing")
+        task.say("analyzing")
         analyze(server, installation)
         for name in (name for name, how in dumps.items() if how.get("shut")):
             set_reachable(server.connection, name, False)

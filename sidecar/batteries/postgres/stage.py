@@ -26,9 +26,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from sidecar.batteries import Progress
 from sidecar.batteries.postgres.configuration import Places, socket_fits
-from sidecar.batteries.postgres.programs import Account
+from sidecar.batteries.postgres.programs import Account, Cancelled
 from sidecar.errors import ConfigurationError, Corrupt, Unreachable
+from sidecar.values import value
 
 MAKING, BEGUN, STOPPED, OVER = "making", "begun", "stopped", "over"
 _STEPS = (MAKING, BEGUN, STOPPED, OVER)
@@ -218,6 +220,24 @@ class Stage:
                 os.unlink(f"{folder}/{name}")
         except OSError as error:
             raise Unreachable(f"{folder}: {error.strerror}") from None
+
+
+@value
+class Task:
+    """What whoever works on a database has to know: where, as which account, with the operator's settings, and for whom.
+
+    `progress` is told what is going on, and `cancelled` is asked whether it is to end.
+    """
+
+    stage: Stage
+    who: Account
+    settings: Mapping[str, str]
+    progress: Progress
+    cancelled: Cancelled
+
+    def say(self, what: str) -> None:
+        """Tell what is going on now, of which nobody knows how long it takes."""
+        self.progress(what, 0, 0)
 
 
 _REMEDY = "move it (and the directory .sidecar beside it) away, or choose another dataDir"

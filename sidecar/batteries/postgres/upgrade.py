@@ -32,9 +32,9 @@ from sidecar.batteries.postgres.closed import Closed
 from sidecar.batteries.postgres.configuration import Places, postgresql_conf, server_arguments, session_options
 from sidecar.batteries.postgres.installations import Installation
 from sidecar.batteries.postgres.postmaster import hold, read_control
-from sidecar.batteries.postgres.programs import Account, Cancelled, environment, run
+from sidecar.batteries.postgres.programs import Account, environment, run
 from sidecar.batteries.postgres.sessions import Connect
-from sidecar.batteries.postgres.stage import Stage
+from sidecar.batteries.postgres.stage import Stage, Task
 from sidecar.errors import PeerFailed, SidecarError, Unreachable
 from sidecar.store import Stopped
 from sidecar.values import value
@@ -64,67 +64,41 @@ class Before:
     relations: Mapping[str, int]
 
 
-def upgrade(
-    stage: Stage,
-    old: Installation,
-    new: Installation,
-    who: Account,
-    settings: Mapping[str, str],
-    tell: Tell,
-    cancelled: Cancelled,
-) -> dict[str, Any]:
+def upgrade(task: Task, old: Installation, new: Installation) -> dict[str, Any]:
     """Have the cluster in the stage's `partial` be one of another major, clean and on its disk; return what it was, and how.
 
     ConfigurationError where only a person can decide; PeerFailed with what either way says; Unreachable where the disk is full.
     """
-    with closed.room(stage), closed.scratch(stage, who) as work:
-        return _Upgrade(stage, old, new, who, settings, tell, cancelled, work).run()
+    with closed.room(task.stage), closed.scratch(task) as work:
+        return _Upgrade(task, old, new, work).run()
 
 
-def check(
-    stage: Stage,
-    old: Installation,
-    new: Installation,
-    who: Account,
-    settings: Mapping[str, str],
-    tell: Tell,
-    cancelled: Cancelled,
-) -> str:
+def check(task: Task, old: Installation, new: Installation) -> str:
     """Return why pg_upgrade would not do it, "" where it would. The cluster stays of its version, and what it holds the same.
 
     It is clean afterwards, for an unclean one recovers.
     """
-    with closed.room(stage), closed.scratch(stage, who) as work:
-        return _Upgrade(stage, old, new, who, settings, tell, cancelled, work).check()
+    with closed.room(task.stage), closed.scratch(task) as work:
+        return _Upgrade(task, old, new, work).check()
 
 
 class _Upgrade:
     """One upgrade. `work` is a directory beside the cluster, on the same file system."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        old: Installation,
-        new: Installation,
-        who: Account,
-        settings: Mapping[str, str],
-        tell: Tell,
-        cancelled: Cancelled,
-        work: str,
-    ) -> None:
-        self.stage, self.old, self.new, self.who = stage, old, new, who
-        self.libraries = closed.of_libraries(settings)
-        self.tell, self.cancelled, self.work = tell, cancelled, work
-        self.data, self.made = stage.partial, f"{work}/new"
+    def __init__(self, task: Task, old: Installation, new: Installation, work: str) -> None:
+        self.task, self.old, self.new, self.work = task, old, new, work
+        self.stage, self.who = task.stage, task.who
+        self.libraries = closed.of_libraries(task.settings)
+        self.data, self.made = task.stage.partial, f"{work}/new"
         self.control = read_control(self.data)
 
     def run(self) -> dict[str, Any]:
         kept = disarm(self.data)
         before = self.look()
-        self.tell(f"upgrading from PostgreSQL {self.old.version} to {self.new.version}")
+        self.task.say(f"upgrading from PostgreSQL {self.old.version} to {self.new.version}")
         problem = self.unfit() or self.by_link(before)
         if problem:
-            self.tell(f"upgrading by dump and restore: {problem}")
+            self.task.say(f"upgrading by dump and restore: {problem}")
             self.by_dump(before, problem)
         self.take_over(kept)
         method = DUMP if problem else LINK
@@ -158,12 +132,12 @@ class _Upgrade:
     def serve(self, installation: Installation, data: str) -> AbstractContextManager[Closed]:
         """Have a server run, closed, on a cluster."""
         settings = {**self.libraries, **closed.LOADING, "max_prepared_transactions": str(self.control.max_prepared)}
-        return closed.serve(self.stage, data, installation, self.who, settings, self.cancelled)
+        return closed.serve(self.task, data, installation, settings)
 
     def initdb(self, before: Before, *, checksums: bool) -> None:
         closed.make_folder(self.made, self.who)
         options = {**before.template, "wal-segsize": str(self.control.segment >> 20)}
-        logical.initdb(self.made, self.new, self.who, before.superuser, options, self.cancelled, checksums=checksums)
+        logical.initdb(self.task, self.made, self.new, before.superuser, options, checksums=checksums)
 
     # --- by link
 
@@ -207,7 +181,7 @@ class _Upgrade:
         with self.configured(), self.lock(places) as lock:
             try:
                 env = environment(self.new.bindir, self.work, {"PGOPTIONS": session_options(self.old.major)})
-                run(argv, self.who, env, cancelled=self.cancelled, cwd=self.work, hear=lines.append, pass_fds=(lock,))
+                run(argv, self.who, env, cancelled=self.task.cancelled, cwd=self.work, hear=lines.append, pass_fds=(lock,))
             except PeerFailed:
                 raise PeerFailed(f"pg_upgrade: {self.reason(lines)}") from None
 
@@ -232,7 +206,7 @@ class _Upgrade:
     @contextmanager
     def lock(self, places: Sequence[Places]) -> Iterator[int]:
         """Hold the lock for a program that begins servers; afterwards none of them is left, and nobody holds it."""
-        lock = hold(places[0], self.cancelled)
+        lock = hold(places[0], self.task.cancelled)
         try:
             yield lock
         finally:
@@ -265,8 +239,8 @@ class _Upgrade:
         shutil.rmtree(self.data)
         with self.serve(self.new, self.made) as server, sessions.told("finishing the upgrade"):
             compare(before.relations, count(server.connect, sessions.databases(server.connection), rows=False))
-            update_extensions(server, self.tell)
-            self.tell("analyzing")
+            update_extensions(server, self.task)
+            self.task.say("analyzing")
             logical.analyze(server, self.new, *(["--missing-stats-only"] if self.new.major >= 18 else []))
             _shut(server, before)
         return ""
@@ -280,12 +254,12 @@ class _Upgrade:
             with self.serve(self.old, self.data) as server, sessions.told("dumping"):
                 names = sessions.databases(server.connection)
                 rows = count(server.connect, names, rows=True)
-                dumps = logical.take(server.tools, server.connection, server.connect, self.new, folder, self.who, self.tell)
+                dumps = logical.take(self.task, server.tools, server.connection, server.connect, self.new, folder)
             # Room for what is loaded; the bundle still has it.
             shutil.rmtree(self.data)
             self.initdb(before, checksums=True)
             with self.serve(self.new, self.made) as server, sessions.told("loading"):
-                logical.put(server, self.new, folder, dumps, self.tell)
+                logical.put(self.task, server, self.new, folder, dumps)
                 compare(rows, count(server.connect, names, rows=True))
                 _shut(server, before)
         except PeerFailed as error:
@@ -308,9 +282,9 @@ class _Upgrade:
         """Every page of this cluster is new to the store in any case, or is written once: now it can be verified."""
         if read_control(self.made).checksums or not self.new.has("pg_checksums"):
             return
-        self.tell("computing page checksums")
+        self.task.say("computing page checksums")
         argv = [self.new.program("pg_checksums"), "--enable", "--no-sync", "-D", self.made]
-        run(argv, self.who, environment(self.new.bindir, self.work), cancelled=self.cancelled)
+        run(argv, self.who, environment(self.new.bindir, self.work), cancelled=self.task.cancelled)
 
     def keep_settings(self, said: bytes) -> None:
         """Keep the settings of ALTER SYSTEM, less those that the new major does not know, or not with that value."""
@@ -322,7 +296,7 @@ class _Upgrade:
                 return
             names = {name for name in settings if any(f'"{name}"' in line.lower() for line in refused)} or set(settings)
             for name in sorted(names):
-                self.tell(f"what ALTER SYSTEM has set is left out, for PostgreSQL {self.new.major} does not take it: {name}")
+                self.task.say(f"what ALTER SYSTEM has set is left out, for PostgreSQL {self.new.major} does not take it: {name}")
                 del settings[name]
         put_back(self.made, {_AUTO: b""}, self.who)
 
@@ -332,7 +306,7 @@ class _Upgrade:
         argv = [self.new.program("postgres"), *server_arguments(places, self.new.major, self.libraries), "-C", "max_connections"]
         lines = list[str]()
         try:
-            run(argv, self.who, environment(self.new.bindir, self.work), cancelled=self.cancelled, hear=lines.append)
+            run(argv, self.who, environment(self.new.bindir, self.work), cancelled=self.task.cancelled, hear=lines.append)
         except PeerFailed:
             return lines
         return None
@@ -380,7 +354,7 @@ def compare(before: Mapping[str, int], after: Mapping[str, int]) -> None:
         raise PeerFailed(f"the upgrade has lost something: {len(differ)} relations are not what they were ({told})")
 
 
-def update_extensions(server: Closed, tell: Tell) -> None:
+def update_extensions(server: Closed, task: Task) -> None:
     """Have extensions be of the version that comes with the new major, as pg_upgrade leaves to its user."""
     for database in sessions.databases(server.connection):
         with server.connect(database) as connection:
@@ -389,7 +363,8 @@ def update_extensions(server: Closed, tell: Tell) -> None:
                 try:
                     connection.execute(sql.SQL("ALTER EXTENSION {} UPDATE").format(sql.Identifier(name)))
                 except psycopg.DatabaseError as error:
-                    tell(f"extension {name!r} of database {database!r} stays at version {version}: {error.diag.message_primary}")
+                    problem = f"stays at version {version}: {error.diag.message_primary}"
+                    task.say(f"extension {name!r} of database {database!r} {problem}")
 
 
 def _shut(server: Closed, before: Before) -> None:

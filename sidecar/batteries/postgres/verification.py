@@ -10,18 +10,15 @@ looked through by amcheck itself, and the tables are read.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 
 from psycopg import sql
 
-from sidecar.batteries import Progress
 from sidecar.batteries.postgres import archive, closed, clusters, logical, sessions
 from sidecar.batteries.postgres.archive import LOGICAL
 from sidecar.batteries.postgres.closed import Closed
 from sidecar.batteries.postgres.installations import Installation
-from sidecar.batteries.postgres.programs import Account, Cancelled
 from sidecar.batteries.postgres.sessions import Connection
-from sidecar.batteries.postgres.stage import Stage
+from sidecar.batteries.postgres.stage import Task
 from sidecar.errors import ConfigurationError, Corrupt, NotSaved, PeerFailed, SourceMissing, Unreachable
 from sidecar.store import Bundle, Store
 
@@ -29,48 +26,29 @@ _NAMED = 3  # findings in one message
 _SINCE = 14  # the first major with pg_amcheck
 
 
-def verify(
-    stage: Stage,
-    store: Store,
-    bundle: Bundle,
-    installation: Installation,
-    who: Account,
-    settings: Mapping[str, str],
-    progress: Progress,
-    cancelled: Cancelled,
-) -> None:
+def verify(task: Task, store: Store, bundle: Bundle, installation: Installation) -> None:
     """Restore a bundle beside the cluster, look through it, and throw the copy away. NotSaved with what was found; Stopped.
 
     The cluster's own server does not run meanwhile. `installation` is of the bundle's major.
     """
-    shutil.rmtree(stage.partial, ignore_errors=True)
+    shutil.rmtree(task.stage.partial, ignore_errors=True)
     try:
-        with closed.room(stage):
-            _look_through(stage, store, bundle, installation, who, settings, progress, cancelled)
+        with closed.room(task.stage):
+            _look_through(task, store, bundle, installation)
     except (PeerFailed, Corrupt, ConfigurationError, SourceMissing, Unreachable) as error:
         raise NotSaved(f"{bundle.reference} does not pass its verification: {error}; nobody gets it") from None
     finally:
-        shutil.rmtree(stage.partial, ignore_errors=True)
+        shutil.rmtree(task.stage.partial, ignore_errors=True)
 
 
-def _look_through(
-    stage: Stage,
-    store: Store,
-    bundle: Bundle,
-    installation: Installation,
-    who: Account,
-    settings: Mapping[str, str],
-    progress: Progress,
-    cancelled: Cancelled,
-) -> None:
+def _look_through(task: Task, store: Store, bundle: Bundle, installation: Installation) -> None:
     described = archive.describe(store, bundle)
     if described.kind == LOGICAL:
-        logical.load(stage, store, bundle, described, installation, who, settings, progress, cancelled)
+        logical.load(task, store, bundle, described, installation)
     else:
-        clusters.restore(stage, store, bundle, who, progress, cancelled)
-    progress("looking through a restored copy", 0, 0)
-    serving = closed.serve(stage, stage.partial, installation, who, settings, cancelled)
-    with serving as server, logical.reachable(server.connection):
+        clusters.restore(task, store, bundle)
+    task.say("looking through a restored copy")
+    with closed.serve(task, task.stage.partial, installation, task.settings) as server, logical.reachable(server.connection):
         if installation.major < _SINCE or not installation.has("pg_amcheck"):
             _look_without(server, sessions.databases(server.connection))
         else:
