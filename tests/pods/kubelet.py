@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,10 @@ from typing import NamedTuple
 from containers import GRACE, Machine, Manifest, Pod, documents, image, pod_of
 from manifests import pod_of as pod_of_template
 from manifests import steps
-from processes import HANG
+from processes import HANG, until
+
+from sidecar.coordination.protocol import SAVING, Record
+from sidecar.coordination.signals import Directory
 
 # What is left to who still runs when the grace period is over, in seconds.
 LAST = 2.0
@@ -94,6 +98,15 @@ class Ordered(Pod):
         super().until(self.step, "the pod is over", seconds)
         found = self.look()
         return {each: found[each].exit for each in containers or self.containers if each in self.begun}
+
+    def record(self, name: str) -> Record | None:
+        """Return what a participant says of itself in /coordination; None where it has said nothing yet."""
+        with Directory(str(self.file("coordination"))) as directory:
+            return directory.record(name)
+
+    def until_it_saves(self, name: str) -> None:
+        """Return when a battery is saving. Nothing else is done meanwhile, or one that is fast would have saved by then."""
+        until(lambda: (record := self.record(name)) is not None and record.state == SAVING, f"{name} is saving")
 
     def look(self) -> dict[str, State]:
         """Return what has become of each container."""
@@ -292,3 +305,10 @@ def run_workflow(machine: Machine, workflow: Manifest, claims: Mapping[str, Path
             break
         outputs |= {f"steps.{step['name']}.outputs.parameters.{name}": value for name, value in made.outputs().items()}
     return ran
+
+
+def make_long_to_save(path: Path) -> None:
+    """Make a file that takes seconds to save and little room: a page in each MiB of a large hole, for holes are not read."""
+    with path.open("wb") as file:
+        for number in range(4096):
+            os.pwrite(file.fileno(), b"page", number << 20)

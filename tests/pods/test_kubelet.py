@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import pytest
 from containers import Machine, Manifest, documents, image
-from kubelet import KubeletPod
+from kubelet import KubeletPod, make_long_to_save
 from manifests import EXAMPLES, content, expected, put_inputs
 
-from sidecar.coordination.protocol import Record
-from sidecar.coordination.signals import Directory
 from sidecar.store import Store, open_store
 
 EXAMPLE = "native-sidecars"
@@ -126,18 +123,6 @@ class Run:
     def go(self) -> None:
         self.pod.file("coordination", "go").touch()
 
-    def record(self, name: str) -> Record | None:
-        """Return what a participant says of itself; None where it has said nothing yet."""
-        with Directory(str(self.pod.file("coordination"))) as directory:
-            return directory.record(name)
-
-    def until_it_is(self, state: str, name: str, life: int = 1) -> None:
-        def is_it() -> bool:
-            record = self.record(name)
-            return record is not None and (record.state, record.life) == (state, life)
-
-        self.pod.until(is_it, f"{name} is {state}")
-
     def saved(self, reference: str) -> dict[str, bytes]:
         return content(self.store, reference, self.folder / reference)
 
@@ -178,7 +163,7 @@ def test_the_sidecars_are_done_when_they_are_told_to_end(run: Run) -> None:
     pod = run.play()
     pod.until(lambda: bool(pod.signals), "the application is over")
     for name in ("fuse", "postgres-db"):
-        record = run.record(name)
+        record = pod.record(name)
         assert record is not None
         assert (record.state, record.saved) == ("done", True)
     pod.wait()
@@ -195,7 +180,7 @@ def test_a_sidecar_that_is_killed_while_the_application_runs_comes_back_and_save
     run.until_it_runs()
     name = "fuse" if battery == "fuse" else "postgres-db"
     pod.crash(battery)
-    run.until_it_is("ready", name, life=2)
+    pod.until(lambda: (record := pod.record(name)) is not None and (record.state, record.life) == ("ready", 2), "it is back")
     run.go()
     assert pod.wait("application") == {"application": 0}, pod.told()
     assert (pod.phase, pod.begun[battery]) == ("Succeeded", 2)
@@ -213,19 +198,12 @@ def test_a_sidecar_that_is_killed_before_it_is_ready_comes_back_and_the_applicat
     assert run.saved("results@hottest") == {"lines": b"once\n"}
 
 
-def make_long_to_save(path: Path) -> None:
-    """Make a file that takes seconds to save and little room: a page in each MiB of a large hole, for holes are not read."""
-    with path.open("wb") as file:
-        for number in range(4096):
-            os.pwrite(file.fileno(), b"page", number << 20)
-
-
 def test_a_sidecar_that_is_killed_while_it_saves_comes_back_and_saves(run: Run) -> None:
     pod = run.play(WAITS)
     run.until_it_runs()
     make_long_to_save(pod.file("output", "long"))
     run.go()
-    run.until_it_is("saving", "fuse")
+    pod.until_it_saves("fuse")
     pod.crash("fuse")
     assert pod.wait("application") == {"application": 0}, pod.told()
     assert pod.begun["fuse"] == 2
@@ -278,7 +256,7 @@ def test_a_pod_that_is_deleted_while_it_saves_is_saved(run: Run) -> None:
     run.until_it_runs()
     make_long_to_save(pod.file("output", "long"))
     run.go()
-    run.until_it_is("saving", "fuse")
+    pod.until_it_saves("fuse")
     pod.delete()
     assert pod.wait("application") == {"application": 0}, pod.told()
     assert pod.signals == [(TERM, "application"), (TERM, "postgres"), (TERM, "fuse")]

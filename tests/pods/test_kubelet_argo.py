@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from containers import Machine, Manifest, documents
-from kubelet import ArgoStep, run_workflow
+from kubelet import ArgoStep, make_long_to_save, run_workflow
 from manifests import EXAMPLES, content, expected, put_inputs, steps
 
-from sidecar.coordination.signals import Directory
 from sidecar.store import Store, open_store
 
 EXAMPLE = "argo"
@@ -61,8 +60,7 @@ def run(machine: Machine, store: Path, request: pytest.FixtureRequest) -> Run:
 
 def source_of(step: ArgoStep) -> tuple[str, str]:
     """Return the repository and id of the bundle that a step's battery has brought."""
-    with Directory(str(step.file("coordination"))) as directory:
-        record = directory.record("fuse")
+    record = step.record("fuse")
     assert record is not None
     assert record.payload is not None
     (source,) = record.payload["sources"]
@@ -113,6 +111,19 @@ def test_a_step_whose_battery_is_killed_fails_though_its_command_succeeds(run: R
     # In a set Argo ends the others as soon as one has failed, and the wrapper passes that on.
     assert statuses["main"] in ((73,) if not step.is_set else (73, 143))
     assert run.kept == set()
+
+
+def test_a_step_whose_battery_is_killed_while_it_saves_fails_and_leaves_no_bundle(run: Run) -> None:
+    step = run.only("warm", {}, WAITS)
+    step.until(step.file("coordination", "runs").exists, "the command runs")
+    make_long_to_save(step.file("output", "long"))
+    step.file("coordination", "go").touch()
+    step.until_it_saves("fuse")
+    step.crash("fuse")
+    statuses = step.wait()
+    assert (step.phase, statuses["fuse"]) == ("Failed", 137)
+    assert statuses["main"] == 73
+    assert not run.kept or run.store.bundles("warm") == []
 
 
 def test_a_step_whose_source_does_not_exist_fails_before_its_command_is_begun(run: Run) -> None:
