@@ -5,6 +5,8 @@
     start       `wrap_application` is spawned, every signal being there -> its command runs
     waiting     memory and processor time of a `wrap_application` that waits for a battery that has appeared
 
+The last two also of the static executable that runs in any image (`make wrapper`), of which the size is told as well.
+
 It is a benchmark, no test: it prints whether each target was met, and ends with 0 either way.
 
 What one must know to change it safely. This file is three programs: the benchmark; `waiter`, a process that waits with the very
@@ -45,6 +47,7 @@ AUTHOR = protocol.Record("fuse", "fuse", new_incarnation())
 HERE = os.path.abspath(__file__)
 BIN = os.path.dirname(sys.executable)
 WRAPPER = os.path.join(BIN, "wrap_application")
+STATIC = os.path.join(HERE.rpartition("/tests/")[0], "build", "wrap_application")
 PYTHON = os.path.join(BIN, "python3")
 SHELL_LOOP = 'while [ ! -f "$1" ]; do sleep 1; done; echo'
 LONG = 30.0  # seconds after which something that was to happen soon has not
@@ -311,12 +314,20 @@ def kill(top: str, peer: Peer, delay: float) -> int:
 
 
 def measure_starts(top: str, sizes: Sizes) -> list[Times]:
-    kinds = [Times("ours"), Times("python3 -IS -c pass, to its end"), Times("python3 -c pass, to its end (not promised against)")]
+    kinds = [
+        Times("ours"),
+        Times("python3 -IS -c pass, to its end"),
+        Times("python3 -c pass, to its end (not promised against)"),
+        Times("ours, static"),
+        Times("ours, static, around /bin/true, to its end"),
+    ]
     for i in range(sizes.starts + 2):
         found = [
-            start_of_command(os.path.join(top, str(i))),
+            start_of_command(WRAPPER, os.path.join(top, str(i))),
             whole_life(PYTHON, "-IS", "-c", "pass"),
             whole_life(PYTHON, "-c", "pass"),
+            start_of_command(STATIC, os.path.join(top, f"{i}-static")),
+            whole_life(*around(STATIC, os.path.join(top, f"{i}-true"), "/bin/true")),
         ]
         if i >= 2:  # the first two read the files from disk
             for kind, taken in zip(kinds, found, strict=True):
@@ -325,13 +336,18 @@ def measure_starts(top: str, sizes: Sizes) -> list[Times]:
     return kinds
 
 
-def start_of_command(path: str) -> int:
-    """In a directory that holds nothing but the signal, as a shell's battery leaves it: time until `date` reads the clock."""
+def around(wrapper: str, path: str, *command: str) -> list[str]:
+    """Return what runs a command in a directory that holds nothing but the signal, as a shell's battery leaves it."""
     os.mkdir(path)
     with open(os.path.join(path, FUSE.ready), "w"):
         pass
     # Nothing is saved, so that it ends by itself afterwards; before the command begins that makes no difference.
-    command = [WRAPPER, "-c", path, "-b", "fuse", "--save", "never", "-q", "--", "/bin/date", "+%s%N"]
+    return [wrapper, "-c", path, "-b", "fuse", "--save", "never", "-q", "--", *command]
+
+
+def start_of_command(wrapper: str, path: str) -> int:
+    """Return the time until `date` reads the clock."""
+    command = around(wrapper, path, "/bin/date", "+%s%N")
     begin = time.time_ns()
     ended = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True, timeout=LONG)
     return int(ended.stdout) - begin
@@ -351,8 +367,9 @@ def measure_waiting(top: str, sizes: Sizes) -> list[Cost]:
     never = os.path.join(top, "never")
     with contextlib.ExitStack() as stack:
         kinds = {
-            "ours": wrapper_that_waits(stack, os.path.join(top, "inotify")),
-            "ours, polling forced (every 50 ms)": wrapper_that_waits(stack, os.path.join(top, "poll"), "--poll"),
+            "ours": wrapper_that_waits(stack, WRAPPER, os.path.join(top, "inotify")),
+            "ours, polling forced (every 50 ms)": wrapper_that_waits(stack, WRAPPER, os.path.join(top, "poll"), "--poll"),
+            "ours, static": wrapper_that_waits(stack, STATIC, os.path.join(top, "static")),
             "10 ms poll (Python, os.stat)": stack.enter_context(started(*role("waiter", top, "stat"))),
             "sleep 1 loop (sh, with its children)": stack.enter_context(started("sh", "-c", SHELL_LOOP, "sh", never)),
         }
@@ -366,10 +383,10 @@ def measure_waiting(top: str, sizes: Sizes) -> list[Cost]:
         return [cost(what, peer.pid, *before[what], seconds) for what, peer in kinds.items()]
 
 
-def wrapper_that_waits(stack: contextlib.ExitStack, path: str, *options: str) -> Peer:
+def wrapper_that_waits(stack: contextlib.ExitStack, wrapper: str, path: str, *options: str) -> Peer:
     os.mkdir(path)
     assert stack.enter_context(started(*role("battery", path))).hear() == "armed"
-    return stack.enter_context(started(WRAPPER, "-c", path, "-b", "fuse", "-q", *options, "--", "true"))
+    return stack.enter_context(started(wrapper, "-c", path, "-b", "fuse", "-q", *options, "--", "true"))
 
 
 def cost(what: str, pid: int, ns_before: int, ticks_before: int, seconds: float) -> Cost:
@@ -421,6 +438,9 @@ class Found:
             ),
             Target("memory while waiting (RSS)", 16.0, "MiB", self.waiting[0].rss / MIB),
             Target("processor while waiting", 0.1, "% of a core", self.waiting[0].cpu),
+            Target("static: start, median", 0.6, "times the other's", self.starts[3].median / self.starts[0].median),
+            Target("static: memory while waiting (RSS)", 12.0, "MiB", self.waiting[2].rss / MIB),
+            Target("static: size", 10.0, "MB", os.path.getsize(STATIC) / 1e6),
         ]
 
 
@@ -531,6 +551,8 @@ def main() -> None:
     said = parser.parse_args()
     if not os.path.exists(WRAPPER):
         parser.error("run it with the Python of the virtual environment that wrap_application is installed in")
+    if not os.path.exists(STATIC):
+        parser.error(f"{STATIC} is missing: make wrapper")
     signal.signal(signal.SIGTERM, end_on_sigterm)
     found = measure(QUICK if said.quick else Sizes())
     if said.json:
