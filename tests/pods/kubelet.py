@@ -8,7 +8,8 @@ ended with 0, or when a native sidecar (`restartPolicy: Always`) has started: it
 has one. The containers follow, all at once. A native sidecar that ends is started again whatever the pod's policy, others by that
 policy. When the containers are over the sidecars get SIGTERM, the last one first, each when the one behind it has ended. When the
 pod is deleted the containers get SIGTERM, and the sidecars, in that order, when these have ended. All of that has the pod's grace
-period; what then still runs has two seconds more and is killed. Statuses of sidecars count for nothing.
+period; at its end everyone gets SIGTERM who has not yet, and SIGKILL, but not within two seconds of it. Statuses of sidecars
+count for nothing.
 
 Argo. A step's `main` and its sidecars are begun together. When `main` has ended the sidecars get SIGTERM, and SIGKILL half a
 minute later; only main's status counts. In a containerSet each container is begun when its dependencies have ended with 0; where
@@ -37,8 +38,8 @@ from processes import HANG, until
 from sidecar.coordination.protocol import SAVING, Record
 from sidecar.coordination.signals import Directory
 
-# What is left to who still runs when the grace period is over, in seconds.
-LAST = 2.0
+# What each has at least between SIGTERM and SIGKILL, in seconds.
+LEAST = 2.0
 ARGO_GRACE = 30.0
 SANDBOX = "sandbox"
 
@@ -141,7 +142,7 @@ class KubeletPod(Ordered):
         self._next = 0
         self._since: float | None = None  # when ending began
         self._groups: list[list[str]] = []  # who is to be ended, group by group
-        self._told = 0
+        self._told: dict[int, float] = {}  # when a group got SIGTERM
 
     @property
     def names(self) -> list[str]:
@@ -203,19 +204,17 @@ class KubeletPod(Ordered):
 
     def _shut_down(self, found: Mapping[str, State]) -> bool:
         assert self._since is not None
-        left = [[each for each in group if found[each].running] for group in self._groups]
-        number = next((number for number, group in enumerate(left) if group), len(left))
-        everybody = [each for group in left for each in group]
-        late = time.monotonic() - self._since - self.grace
-        if late >= LAST:
-            self.send(signal.SIGKILL, everybody, found)
-        elif late >= 0 and self._told < len(left) + 1:
-            self._told = len(left) + 1
-            self.send(signal.SIGTERM, everybody, found)
-        elif number < len(left) and self._told < number + 1:
-            self._told = number + 1
-            self.send(signal.SIGTERM, left[number], found)
-        return not everybody
+        now, end = time.monotonic(), self._since + self.grace
+        earlier = False
+        for number, group in enumerate(self._groups):
+            left = [each for each in group if found[each].running]
+            if left and number not in self._told and (not earlier or now >= end):
+                self._told[number] = now
+                self.send(signal.SIGTERM, left, found)
+            elif left and number in self._told and now >= max(end, self._told[number] + LEAST):
+                self.send(signal.SIGKILL, left, found)
+            earlier = earlier or bool(left)
+        return not earlier
 
 
 class ArgoStep(Ordered):

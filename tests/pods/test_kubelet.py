@@ -98,6 +98,15 @@ def test_who_does_not_end_within_the_grace_period_is_killed(machine: Machine) ->
     assert {(KILL, "main"), (TERM, "one")} <= set(pod.signals)
 
 
+def test_a_sidecar_that_does_not_end_is_killed_and_the_pod_has_succeeded_all_the_same(machine: Machine) -> None:
+    deaf = "trap '' TERM; touch /shared/deaf; until false; do sleep 0.05; done"
+    main = telling("main", "until [ -e /shared/deaf ]; do sleep 0.02; done")
+    pod = KubeletPod(machine, pod_of([native("one"), native("two", deaf)], [main], terminationGracePeriodSeconds=1), {})
+    assert pod.wait("two") == {"two": 137}
+    assert pod.phase == "Succeeded"
+    assert pod.signals == [(TERM, "two"), (TERM, "one"), (KILL, "two")]
+
+
 # --- the example -------------------------------------------------------------------------------------------------------
 
 
