@@ -873,3 +873,15 @@ def test_no_wake_up_is_lost_in_ten_thousand_handshakes(pod: Pod, how: str, many:
 @pytest.mark.parametrize("how", ["say", "touch"])
 def test_no_wake_up_is_lost_in_a_hundred_thousand_handshakes(pod: Pod, how: str) -> None:
     shake_hands(pod, how, 100_000, 1700)
+
+
+def test_a_battery_of_a_later_life_whose_application_never_ran_ends_with_sigterm_at_once(pod: Pod) -> None:
+    """It would wait for another life of the application; but SIGTERM is the end of the pod, and there will be none."""
+    assert pod.wrap("-b", "fuse", "-b", "other", "--appear-timeout", "0.2", "--", "true").wait() == 75
+    assert pod.battery().wait() == 69
+    again = pod.battery(limits={"grace": 300.0})
+    until(lambda: (pod.record("fuse") or Record("", "", "")).life == 2, "it is begun again", pod)
+    pod.hear_state("ready", "fuse")
+    again.send(signal.SIGTERM)
+    assert again.wait() == 69
+    assert "the application failed" in again.err

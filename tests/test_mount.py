@@ -590,6 +590,23 @@ def test_other_containers_see_it_where_the_volume_is_shared(
     assert (done.returncode == 0) is seen
 
 
+@pytest.mark.parametrize("propagation", ["shared", "slave", "private"])
+@pytest.mark.parametrize("place", ["", "/in"])
+def test_a_volume_that_is_not_shared_is_private_below_it_and_at_its_very_top(
+    place: str, propagation: str, store: Store, tmp_path: Path
+) -> None:
+    volume, look = tmp_path / "volume", "import sys; from sidecar.mount import is_private; print(is_private(sys.argv[1]))"
+    volume.mkdir()
+    script = (
+        f"mount --bind {volume} {volume}; mount --make-rshared {volume}; mkdir {volume}/in;"
+        f"exec unshare -m --propagation {propagation} {sys.executable} -c '{look}' {volume}{place}"
+    )
+    told = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-ec", script], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == str(propagation != "shared")
+
+
 def test_a_large_directory_is_not_listed_before_anyone_asks(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -513,7 +513,8 @@ def battery_next(
     standing, success, reason = application_standing(application)
     if standing == NEVER_RAN:
         until = min(_patience(APPLICATION, application, now, since, limits), end)
-        if until <= now:
+        # SIGTERM is the pod's end, or comes to a native sidecar when the application is over: nobody begins it again.
+        if until <= now or since.terminated is not None:
             return Fail(Problem(errors.UNAVAILABLE, APPLICATION, reason))
         waiting = Waiting(APPLICATION, f"to come back ({reason})", since.phase, until)
     elif standing == OVER:

@@ -231,8 +231,10 @@ def is_private(path: str) -> bool:
     It lies on a volume, then, that is not shared: in Kubernetes, `mountPropagation: Bidirectional` is missing. What lies on the
     file system of `/` is no other container's either way.
     """
-    path = os.path.realpath(os.path.dirname(os.path.abspath(path)))
-    holding = [each for each in _mount_points() if _is_below(os.fsencode(path), each.point)]
+    folder, name = os.path.split(os.path.abspath(path))
+    # With its name: it may be the top of the volume. What a killed life has left there is as private as that.
+    real = os.fsencode(os.path.join(os.path.realpath(folder), name))
+    holding = [each for each in _mount_points() if _is_below(real, each.point)]
     found = max(reversed(holding), key=lambda each: len(each.point))  # of several on one point, the last is on top
     return found.point != b"/" and not found.shared
 
