@@ -8,7 +8,6 @@ import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,12 +167,6 @@ def test_more_pages_than_are_done_at_a_time_are_all_looked_at(pages: bytes) -> N
 
 def test_the_last_block_that_there_can_be_is_right_as_well(pages: bytes) -> None:
     assert check(memoryview(bytes(2 * PAGE)), 2**32 - 2) == []
-
-
-def test_threads_check_at_the_same_time(pages: bytes) -> None:
-    views = [flipped(pages, 8 * PAGE * number + 77) for number in range(64)]
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(lambda view: check(view, 0), views)) == [[number] for number in range(64)]
 
 
 def test_what_is_corrupt_is_not_saved_and_told_with_its_page(control: Control, pages: bytes) -> None:

@@ -155,7 +155,7 @@ def _serve(
     for name in [each for each in os.environ if each.startswith("PG")]:
         del os.environ[name]
     # numpy, which verifies pages, would begin a thread for each processor of the node, for what nobody asks of it.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(format=f"{_name(database.name)}: %(message)s", level=logging.INFO)
     participant = protocol.battery_of_database(database.name)
     with Directory(options.coordination) as directory:

@@ -244,7 +244,7 @@ class Store:
         Files appear whole or not at all. What is there with the same type, size, mtime and mode is left alone, and so is what
         the bundle does not name. Corrupt names file and object. Unreachable where `path` cannot be written, or holds something
         of another type, a symbolic link above all, where the bundle has an entry. Stopped once `cancelled` says so. With
-        `durable`, all is on its disk when this returns. `shared`: see `save`.
+        `durable`, all on the file system of `path` is on its disk when this returns. `shared`: see `save`.
         """
         meter = Meter(f"populating from {bundle.repo}", progress, cancelled)
         entries = self.manifest(bundle)

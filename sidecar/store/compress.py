@@ -20,7 +20,7 @@ from sidecar.store.format import Malformed
 LEVEL = 1
 _SAMPLE = 64 << 10
 _GAIN = 16
-_AT_ONCE = "multi_compress_to_buffer" in zstandard.backend_features
+_AT_ONCE = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= set(zstandard.backend_features)
 
 
 class _Contexts(threading.local):
@@ -70,14 +70,37 @@ def decompress_each(view: memoryview, frames: Sequence[tuple[int, int]], lengths
 
     Malformed where one of them is not what it should be; which one is not told.
     """
+    told = zip(frames, lengths, strict=True)
     if len(frames) < 2 or not _AT_ONCE:
-        return [memoryview(decompress(view[at : at + size], length)) for (at, size), length in zip(frames, lengths, strict=True)]
+        return [memoryview(decompress(view[at : at + size], length)) for (at, size), length in told]
+    if not all(_is_one_frame(view[at : at + size], length) for (at, size), length in told):
+        raise Malformed("it is no frame of the length that is said")
     segments = zstandard.BufferWithSegments(view, array("Q", chain.from_iterable(frames)).tobytes())
     try:
         plain = _contexts.decompressor.multi_decompress_to_buffer(segments, decompressed_sizes=array("Q", lengths).tobytes())
     except zstandard.ZstdError as error:
         raise Malformed(f"it cannot be decompressed: {error}") from None
     return [memoryview(plain[number]) for number in range(len(frames))]  # type: ignore[arg-type]  # before 3.12 no type says "buffer"
+
+
+def _is_one_frame(frame: memoryview, length: int) -> bool:
+    """Say whether a frame states that it holds `length` bytes, and ends where its last block does: RFC 8878, 3.1.1.
+
+    zstandard looks at neither where it decompresses many at once. It takes 0.7 us for a page.
+    """
+    try:
+        if zstandard.frame_content_size(frame) != length:
+            return False
+        at, last = zstandard.frame_header_size(frame), False
+        while not last:
+            header = int.from_bytes(frame[at : at + 3], "little")
+            last, repeated = bool(header & 1), header >> 1 & 3 == 1
+            at += 3 + (1 if repeated else header >> 3)
+            if at > len(frame):
+                return False
+        return at + (4 if frame[4] & 4 else 0) == len(frame)  # a checksum, where the header's flag is set
+    except zstandard.ZstdError:
+        return False
 
 
 def decompress(frame: memoryview | bytes, length: int) -> bytes:

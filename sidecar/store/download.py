@@ -223,13 +223,14 @@ def _parts(pieces: Sequence[Piece]) -> Iterator[tuple[Chunks, int]]:
         columns.extend(pieces)
         whole = [(columns, 0, len(pieces))]
     for columns, start, stop in whole:
-        while start < stop:
-            ends = list(accumulate(columns.lengths[start:stop]))
-            count = max(1, bisect_right(ends, _RUN))
+        ends = [0, *accumulate(columns.lengths[start:stop])]
+        at = 0
+        while at < stop - start:
+            end = max(at + 1, bisect_right(ends, ends[at] + _RUN) - 1)
             some = Chunks()
-            some.copy(columns, start, start + count)
-            yield some, ends[count - 1]
-            start += count
+            some.copy(columns, start + at, start + end)
+            yield some, ends[end] - ends[at]
+            at = end
 
 
 Batch = list[tuple[str, Piece]]
@@ -348,7 +349,7 @@ def populate(reader: Reader, entries: Sequence[Entry], path: str, meter: Meter, 
             populating.run(entries)
             if how.durable:
                 with _Guard(path, ""):
-                    durable.finish(path)
+                    durable.finish(tree.top)
             return tuple(populating.left_out)
     finally:
         tree.close()
@@ -627,6 +628,8 @@ class _Populate:
                         self._write(writing, starts[numbers[first]], views[first:stop])
             except Corrupt as error:
                 return self._excused(error)
+            if self._durable:
+                durable.begin(writing.fd, offset, starts[-1] - offset)
             return starts[-1] - offset
 
         def took(done: Fetched) -> None:
@@ -676,8 +679,6 @@ class _Populate:
                 rest = memoryview(b"".join(views))
                 while done < size:
                     done += os.pwrite(writing.fd, rest[done:], offset + done)
-            if self._durable:
-                durable.begin(writing.fd, offset, size)
 
     def _end(self, writing: _Writing) -> None:
         entry = writing.entry

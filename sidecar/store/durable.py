@@ -18,12 +18,11 @@ def begin(fd: int, offset: int, size: int) -> None:
     _libc.sync_file_range(fd, ctypes.c_longlong(offset), ctypes.c_longlong(size), _WRITE)
 
 
-def finish(path: str) -> None:
-    """Return when all that was written to the file system of `path` is on its disk. OSError where it cannot be."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _libc.syncfs(fd):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
-    finally:
-        os.close(fd)
+def finish(fd: int) -> None:
+    """Return when all that was written to a file's file system is on its disk. OSError where any of it could not be.
+
+    `fd` should be open since before the first write: of those that have failed before it was, it tells nothing. syncfs(2)
+    """
+    if _libc.syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

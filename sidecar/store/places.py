@@ -74,7 +74,7 @@ class Places:
         self._placed.setdefault(piece.hash, piece)
 
     def add_new(self, pieces: Sequence[Piece], *, many: bool = False) -> None:
-        """Do so with chunks of which none was ever heard of."""
+        """Have chunks found as `add` has; none of them was ever heard of, nor is twice among them."""
         if many:
             pieces = pieces[: _REMEMBERED - self._remembered]
             self._remembered += len(pieces)

@@ -54,7 +54,9 @@ LeaveOut = Callable[[str], bool]
 """Given the path of an entry: whether it, and of a directory what is below it, is not to be in the bundle."""
 
 Inspect = Callable[[str, int, memoryview], None]
-"""Given the path of a file, an offset and the bytes that are kept of it from there on: raises a SidecarError to end the save."""
+"""Given the path of a file, an offset and the bytes that are kept of it from there on: raises a SidecarError to end the save.
+
+Called by any thread, by one at a time."""
 
 
 @value

@@ -96,7 +96,7 @@ class Sizes:
     rounds: int = 9
     scale: int = 20
     seconds: int = 30
-    memory: int = 1024  # MiB
+    memory: int = 1024  # MiB that are touched before each clock
     freeze: str = "auto"
 
     @property
@@ -188,7 +188,7 @@ class Bench:
             return
         for folder, _, names in os.walk(path):
             for name in names:
-                if not os.path.islink(file := f"{folder}/{name}"):
+                if os.path.isfile(file := f"{folder}/{name}") and not os.path.islink(file):
                     os.chmod(file, 0o600)
                     os.truncate(file, 0)
         os.rename(path, f"{self.gone}/{len(os.listdir(self.gone))}")

@@ -211,7 +211,11 @@ def adopt(server: Server, hear: Callable[[str], None], cancelled: Cancelled) -> 
 def sync(path: str) -> None:
     """Have all that was written to the file system of `path` on its disk."""
     try:
-        finish(path)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            finish(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise Unreachable(f"{path} cannot be synced: {error.strerror}") from None
 

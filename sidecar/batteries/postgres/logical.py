@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,6 @@ JOBS = "2"
 _FOLDER = "dump"  # in the stage's own directory
 _LONGEST = 64 << 20  # bytes of globals.sql: some hundred thousand roles
 _TEMPLATE = ("encoding", "lc-collate", "lc-ctype")
-Tell = Callable[[str], None]
 
 # What newer minors have psql do around a script, and the battery's own role, which every life makes anew. pg_dumpall has each
 # of these statements on a line of its own.

@@ -100,7 +100,8 @@ def _mix(sums: Numbers, row: Numbers, mixed: Numbers) -> None:
 class Pages:
     """Checks what is read of a cluster; to be given to Store.save as `inspect`. Files of no relation have no checksums.
 
-    Pages of small files are copied and checked together, when there are enough of them and in the end: `finish`.
+    Pages of small files are copied and checked together, when there are enough of them and in the end: `finish`. Not for several
+    threads at once; Store.save sees to that.
     """
 
     def __init__(self, control: Control) -> None:

@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import cycle
@@ -51,7 +51,6 @@ _FILE = re.compile(r"/(\w+\.(?:txt|log))\b")
 _NAMED = re.compile(r"A list of [^/]*/.*?/\w+\.txt|Consult the last .*? of the failure\.|Failure, exiting")
 _LONGEST = 4 << 20  # bytes of a file of settings
 _TOLD = 800  # characters of what pg_upgrade says
-Tell = Callable[[str], None]
 
 
 @value
@@ -239,7 +238,7 @@ class _Upgrade:
         shutil.rmtree(self.data)
         with self.serve(self.new, self.made) as server, sessions.told("finishing the upgrade"):
             compare(before.relations, count(server.connect, sessions.databases(server.connection), rows=False))
-            update_extensions(server, self.task)
+            update_extensions(self.task, server)
             self.task.say("analyzing")
             logical.analyze(server, self.new, *(["--missing-stats-only"] if self.new.major >= 18 else []))
             _shut(server, before)
@@ -354,7 +353,7 @@ def compare(before: Mapping[str, int], after: Mapping[str, int]) -> None:
         raise PeerFailed(f"the upgrade has lost something: {len(differ)} relations are not what they were ({told})")
 
 
-def update_extensions(server: Closed, task: Task) -> None:
+def update_extensions(task: Task, server: Closed) -> None:
     """Have extensions be of the version that comes with the new major, as pg_upgrade leaves to its user."""
     for database in sessions.databases(server.connection):
         with server.connect(database) as connection:
