@@ -9,6 +9,14 @@ import pytest
 from containers import TOP, Machine
 
 LOGS = TOP / "build" / "pods"
+# A pod takes seconds to begin on a busy machine, and a test waits for several things, each for as long as anything may take.
+SECONDS = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(SECONDS))
 
 
 @pytest.fixture(scope="session")
