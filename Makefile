@@ -130,7 +130,7 @@ test-long: servers
 	@$(MAKE) --no-print-directory test-pods
 
 # Compiled again, so that what was edited meanwhile is not compiled at each start that is measured.
-bench-coordination: $(VENV)/.core
+bench-coordination: $(VENV)/.core wrapper
 	@$(BIN)/python -m compileall -q sidecar
 	@$(BIN)/python tests/bench/coordination.py
 

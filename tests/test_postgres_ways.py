@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from postgres_pods import REPO, DatabasePod, free_port, library_options, new_place
+from postgres_pods import REPO, SERVE, DatabasePod, free_port, library_options, new_place
 from processes import BIN, until
 from psycopg.conninfo import conninfo_to_dict
 from servers import SERVERS, installation, new_cluster
@@ -414,3 +414,12 @@ def test_nothing_of_the_working_directory_is_run(pod: DatabasePod, program: Path
     application = pod.application(names="one two")
     assert pod.finish(application, battery) == (0, 0), battery.err
     assert not (pod.folder / "ran").exists()
+
+
+def test_of_several_databases_the_status_is_that_of_the_one_that_failed_for_itself(pod: DatabasePod) -> None:
+    """The other one failed because the application never ran, and that because of this one."""
+    missing = pod.configured("two", pgPort=free_port(), srcRepo="nowhere", srcLabel="v1")
+    (pod.folder / "two.yaml").write_text(json.dumps({"databases": [pod.configured("one", pgPort=free_port()), missing]}))
+    battery = pod.start(SERVE, "-c", pod.coord, "--config", pod.folder / "two.yaml", env=pod.environment)
+    application = pod.application(names="one two")
+    assert (application.wait(), battery.wait()) == (69, 66), battery.err

@@ -36,7 +36,7 @@ from sidecar.coordination import host, protocol
 from sidecar.coordination.application import ENDING, Ending
 from sidecar.coordination.notation import decode
 from sidecar.coordination.signals import Directory
-from sidecar.errors import ConfigurationError, SidecarError
+from sidecar.errors import UNAVAILABLE, ConfigurationError, SidecarError
 from sidecar.parameters.postgres import Database, PostgresFlags, PostgresOptions, named, postgres_options
 from sidecar.parameters.settings import explain
 from sidecar.values import replace
@@ -221,7 +221,10 @@ def _templates() -> str:
 
 
 def _serve_each(databases: tuple[Database, ...], signals: process.SignalQueue) -> int:
-    """Serve each database in a process of its own; return the status of the first, by name, that failed."""
+    """Serve each database in a process of its own; return the status of the first, by name, that failed.
+
+    Where one failed for itself, the application never runs, and the others end with UNAVAILABLE: that is not what went wrong.
+    """
     process.adopt_orphans()
     children = {
         each.name: process.spawn([*program("wrap_datamon_pg"), *sys.argv[1:], "--only", each.name], output=2)
@@ -236,5 +239,6 @@ def _serve_each(databases: tuple[Database, ...], signals: process.SignalQueue) -
                     child.send(number)
         process.reap(*children.values())
         poll.poll(1000)
-    failed = [child for child in children.values() if child.signal or child.code]
-    return (128 + failed[0].signal if failed[0].signal else failed[0].code) if failed else 0
+    statuses = [128 + child.signal if child.signal else child.code for child in children.values()]
+    failed = sorted(filter(None, statuses), key=UNAVAILABLE.__eq__)
+    return failed[0] if failed else 0
