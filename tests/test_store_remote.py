@@ -125,7 +125,7 @@ def test_a_store_that_goes_on_failing_is_unreachable_and_the_error_names_it_and_
 ) -> None:
     with emulators.failing(emulator.host) as (host, planned):
         planned.always = fault
-        patience = Patience(request=1.0, whole=2.5, pause=0.05, longest_pause=0.1)
+        patience = Patience(request=1.0, whole=5.0, pause=0.05, longest_pause=0.1)
         store = open_store(emulator.url("x"), patience=patience, **emulator.through(host))
         with pytest.raises(Unreachable, match=r"(?s)://bucket/x: .*attempts in \d s, the last one: ") as caught:
             store.save(tree, "data")

@@ -232,9 +232,10 @@ def is_private(path: str) -> bool:
     file system of `/` is no other container's either way.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    # With its name: it may be the top of the volume. What a killed life has left there is as private as that.
+    # With its name: it may be the top of the volume, under what a killed life has left there.
     real = os.fsencode(os.path.join(os.path.realpath(folder), name))
-    holding = [each for each in _mount_points() if _is_below(real, each.point)]
+    left = (real, TYPE.encode())
+    holding = [each for each in _mount_points() if _is_below(real, each.point) and (each.point, each.type) != left]
     found = max(reversed(holding), key=lambda each: len(each.point))  # of several on one point, the last is on top
     return found.point != b"/" and not found.shared
 
