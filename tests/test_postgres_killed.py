@@ -120,12 +120,17 @@ class _Session:
         self._start_wrapper()
         self._kill(BEGINNING, plan)
         self._until_started()
+        if self._application_is_over():  # a kill that was to come while all begins came when the command had just begun
+            self._until_archived()
+            self._check(set())
+            return
         self._look_back()
         clients = [Client(self.pod, self.number, each) for each in range(CLIENTS)]
         for client in clients:
             client.start()
         try:
-            until(lambda: all(len(client.acknowledged()) > 20 for client in clients), "clients insert", self.pod)
+            busy = lambda: self._application_is_over() or all(len(client.acknowledged()) > 20 for client in clients)  # noqa: E731
+            until(busy, "clients insert", self.pod)
             self._kill(SERVING, plan)
             self.pod.release()
             self._kill(ENDING, plan)
@@ -164,7 +169,7 @@ class _Session:
         def started() -> bool:
             self._restart_what_ended()
             record = self.pod.record("postgres-db1")
-            return record is not None and record.state == "ready"
+            return self._application_is_over() or (record is not None and record.state == "ready")
 
         until(started, "the database is started", self.pod)
 
@@ -228,6 +233,8 @@ class _Session:
         assert record.payload is not None
         assert record.payload["destinations"][0]["bundle"] == self.pod.bundle().id
         assert (self.pod.coord / "db1" / "dbuploaddone").exists()
+        if not self.campaign.kept | acknowledged:
+            return  # nobody has come to make the tables yet
         with self.pod.restored(dbname="shop") as connection:
             kept, unlogged = found(connection, "kept"), found(connection, "unlogged")
         missing = (self.campaign.kept | acknowledged) - kept
