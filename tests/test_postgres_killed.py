@@ -72,6 +72,10 @@ class Client(threading.Thread):
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         return {(self.session, self.number, int(line)) for line in lines}
 
+    def is_busy(self) -> bool:
+        """Say whether enough was acknowledged for a loss to be noticed."""
+        return len(self.acknowledged()) > 20
+
 
 def text_of(row: Acknowledged) -> str:
     """Return what stands in a row: nobody else would put it there."""
@@ -129,8 +133,7 @@ class _Session:
         for client in clients:
             client.start()
         try:
-            busy = lambda: self._application_is_over() or all(len(client.acknowledged()) > 20 for client in clients)  # noqa: E731
-            until(busy, "clients insert", self.pod)
+            until(lambda: self._application_is_over() or all(map(Client.is_busy, clients)), "clients insert", self.pod)
             self._kill(SERVING, plan)
             self.pod.release()
             self._kill(ENDING, plan)

@@ -56,7 +56,8 @@ LeaveOut = Callable[[str], bool]
 Inspect = Callable[[str, int, memoryview], None]
 """Given the path of a file, an offset and the bytes that are kept of it from there on: raises a SidecarError to end the save.
 
-Called by any thread, by one at a time."""
+Called in several threads, but in one at a time.
+"""
 
 
 @value
@@ -492,7 +493,7 @@ class _Upload:
         return read
 
     def _hashes(self, reading: _Reading, offset: int, view: memoryview) -> list[str]:
-        """Return the hashes of the chunks of a block, which was inspected before."""
+        """Have a block inspected, and return the hashes of its chunks."""
         starts = range(0, len(view), reading.cut)
         if self._how.inspect is None and len(starts) == 1:
             return [blake3(view).hexdigest()]
