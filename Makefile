@@ -9,10 +9,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 # What the tests' shell peers need: the original scripts are POSIX sh and zsh. Any whole PostgreSQL of Debian's will do.
 POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) /usr/lib/postgresql/any/bin/postgres)
-# The portable wrapper is linked with the distribution's own Python, whose static library it publishes.
+# The portable wrapper is linked with the distribution's own Python and SQLite, whose static libraries it publishes.
 WRAPPER := build/wrap_application
 LIBPYTHON := $(firstword $(wildcard /usr/lib/python3*/config-3*/libpython3*.a) /usr/lib/python3/libpython3.a)
-BUILD_WRAPPER := python3:/usr/bin/python3 gcc:/usr/bin/gcc libpython3-dev:$(LIBPYTHON)
+LIBSQLITE3 := $(firstword $(wildcard /usr/lib/*/libsqlite3.a) /usr/lib/libsqlite3.a)
+BUILD_WRAPPER := python3:/usr/bin/python3 gcc:/usr/bin/gcc libpython3-dev:$(LIBPYTHON) libsqlite3-dev:$(LIBSQLITE3)
 DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3 \
 	postgresql:$(POSTGRES) $(BUILD_WRAPPER) busybox-static:/usr/share/doc/busybox-static
 # What builds images and runs pods. runc, because crun refuses machines whose cgroups are of both versions.
@@ -88,7 +89,8 @@ demo: $(VENV)/.demo
 
 wrapper: $(WRAPPER)
 
-$(WRAPPER): $(wildcard wrappers/portable/*.[cp]*) sidecar/cli/wrap_application.py $(wildcard sidecar/*.py sidecar/coordination/*.py)
+$(WRAPPER): $(wildcard wrappers/portable/*.[cp]*) sidecar/cli/wrap_application.py \
+		$(wildcard sidecar/*.py sidecar/coordination/*.py sidecar/once/*.py)
 	@$(MAKE) --no-print-directory debian DEBIAN='$(BUILD_WRAPPER)'
 	@CC=gcc /usr/bin/python3 -I wrappers/portable/build.py $@
 

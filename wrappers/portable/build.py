@@ -1,11 +1,12 @@
-"""Build the portable wrapper: one static executable of main.c, linux.c, libpython, and the Python modules that it needs.
+"""Build the portable wrapper: one static executable of the C files here, libpython, SQLite, and the Python modules that it needs.
 
     /usr/bin/python3 -I wrappers/portable/build.py FILE
 
 Run it with the Python whose libpython is linked: what is frozen is that interpreter's own byte code. Debian and Ubuntu have the
-static library in libpython3-dev. For another machine than this one, `--libpython` names its library and `CC` its compiler; the
-Python must be of the same version. Which modules are needed is found by following imports from portable.py; those that main.c
-lists, and those that every libpython holds frozen, need no source.
+static libraries in libpython3-dev and libsqlite3-dev. For another machine than this one, `--libpython` and `--libsqlite3` name
+its libraries and `CC` its compiler; the Python must be of the same version. Which modules are needed is found by following
+imports from portable.py, or, in tests, from the module that `--portable` puts in its place; those that main.c lists, and those
+that every libpython holds frozen, need no source.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent.parent
-C_SOURCES = (HERE / "main.c", HERE / "linux.c")
-OURS = {"portable": HERE / "portable.py", "_json": HERE / "json_in_python.py"}
+C_SOURCES = (HERE / "main.c", HERE / "linux.c", HERE / "sqlite.c")
+OURS = {
+    "portable": HERE / "portable.py",
+    "_json": HERE / "json_in_python.py",
+    "_sqlite3": HERE / "sqlite_in_python.py",
+}
 # Begun with before any import of ours: how text is encoded.
 FIRST = ("encodings", "encodings.aliases", "encodings.utf_8", "encodings.ascii", "encodings.latin_1")
 # What is imported only where something else is missing, which is there.
@@ -43,10 +48,15 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where the executable goes")
     parser.add_argument("--libpython", type=Path, default=library(), help="libpython3.*.a (default: %(default)s)")
     parser.add_argument("--include", type=Path, default=Path(sysconfig.get_path("include")), help="its headers")
+    parser.add_argument("--libsqlite3", type=Path, default=sqlite(), help="libsqlite3.a (default: %(default)s)")
+    parser.add_argument("--portable", type=Path, default=OURS["portable"], help="the module that it runs (default: %(default)s)")
     said = parser.parse_args()
     if not (said.libpython.is_file() and (said.include / "Python.h").is_file()):
         sys.exit(f"build.py: there is no {said.libpython} or no {said.include}/Python.h: apt-get install libpython3-dev")
-    build(said.file, said.libpython, said.include)
+    if not said.libsqlite3.is_file():
+        sys.exit(f"build.py: there is no {said.libsqlite3}: apt-get install libsqlite3-dev")
+    OURS["portable"] = said.portable
+    build(said.file, [said.libpython, said.libsqlite3], said.include)
     print(f"{said.file}: {said.file.stat().st_size / 1e6:.1f} MB, of Python {sys.version.split()[0]}")
 
 
@@ -55,18 +65,23 @@ def library() -> Path:
     return Path(sysconfig.get_config_var("LIBPL"), sysconfig.get_config_var("LIBRARY"))
 
 
-def build(target: Path, libpython: Path, include: Path) -> None:
+def sqlite() -> Path:
+    """Return where this machine's static SQLite is, or would be."""
+    return Path("/usr/lib", sysconfig.get_config_var("MULTIARCH"), "libsqlite3.a")
+
+
+def build(target: Path, libraries: list[Path], include: Path) -> None:
     """Make the executable `target`, atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         frozen, made = Path(folder, "frozen.c"), Path(folder, "made")
         frozen.write_text(in_c(modules_needed()))
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        sources = [*C_SOURCES, frozen, libpython]
+        sources = [*C_SOURCES, frozen, *libraries]
         headers = [f"-I{include}", "-idirafter", str(include.parent)]  # Debian's lead to those of one machine, beside them
         words: list[str | Path] = [*compiler, *FLAGS, *headers, *sources, *SYSTEM_LIBRARIES, "-o", made]
         ran = subprocess.run(words, capture_output=True, text=True)
-        if ran.returncode:  # its warnings are of functions that look up users, which nothing here calls
+        if ran.returncode:  # its warnings are of functions that look up users and load libraries, which nothing here calls
             sys.exit(f"{ran.stderr}build.py: {compiler[0]} failed")
         made.rename(target)
 
@@ -78,7 +93,7 @@ def modules_needed() -> dict[str, Path]:
     """Return the modules that portable.py needs and libpython does not have: the names, and where their sources are."""
     built_in = set(re.findall(r'^ +\{"(\w+)", ', (HERE / "main.c").read_text(), re.MULTILINE))
     found: dict[str, Path] = {}
-    left = ["portable", *FIRST]
+    left = ["portable", "_sqlite3", *FIRST]
     while left:
         name = left.pop()
         if name in found or name in built_in or name in NEVER or is_in_every_libpython(name):

@@ -11,6 +11,7 @@
 extern const struct _frozen sidecar_frozen[];
 
 PyObject *PyInit__sidecar_linux(void);
+PyObject *PyInit__sidecar_sqlite(void);
 PyObject *PyInit__abc(void);
 PyObject *PyInit__codecs(void);
 PyObject *PyInit__imp(void);
@@ -29,6 +30,7 @@ PyObject *_PyWarnings_Init(void);
 
 struct _inittab _PyImport_Inittab[] = {
     {"_sidecar_linux", PyInit__sidecar_linux},
+    {"_sidecar_sqlite", PyInit__sidecar_sqlite},
     {"_abc", PyInit__abc},
     {"_codecs", PyInit__codecs},
     {"_imp", PyInit__imp},
