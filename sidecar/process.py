@@ -1,4 +1,4 @@
-"""One child and the signals of its parent: spawn, forward, reap, status. What an init does, no more.
+"""One child and the signals of its parent: spawn, forward, reap, status; and which process is which. What an init does, no more.
 
 Signals are queued by Python's handlers, not read from a descriptor: the interpreter remembers a tripped signal per number, so
 none is lost however many come at once; the descriptor only wakes whoever polls. (A one-slot mailbox, as in Go's signal.Notify
@@ -16,7 +16,8 @@ import os
 import sys
 
 from sidecar import linux
-from sidecar.errors import NOT_EXECUTABLE, NOT_FOUND, SidecarError
+from sidecar.errors import NOT_EXECUTABLE, NOT_FOUND, UNKNOWN, SidecarError
+from sidecar.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +74,13 @@ class SignalQueue:
         """Have the next drain return `numbers` first."""
         self._queue[:0] = numbers
 
+    def wake(self) -> None:
+        """Wake whoever polls, although no signal came; from any thread."""
+        try:
+            os.write(self._wake, b"!")
+        except OSError:
+            pass  # It is full: then whoever polls wakes anyway.
+
     def close(self) -> None:
         """Restore the dispositions that were there before."""
         _signals.set_wakeup_fd(self._wake_was)
@@ -80,6 +88,41 @@ class SignalQueue:
             _signals.signal(number, was if was is not None else _signals.SIG_DFL)
         os.close(self.fd)
         os.close(self._wake)
+
+
+@value
+class Identity:
+    """Which process it is, also after its id was given to another: with when it was begun, in ticks since the machine was.
+
+    `boot` names the machine's life, `namespace` that in which `pid` counts: containers of one pod have one each.
+    """
+
+    pid: int
+    ticks: int
+    boot: str
+    namespace: int
+
+
+def identity(pid: int) -> Identity | None:
+    """Return who process `pid` is; None where there is none, or no /proc to ask.
+
+    Not the time of day at which it was begun: that is counted from ticks, and moves when the clock is set.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            ticks = int(file.readall().rpartition(b")")[2].split()[19])
+        return Identity(pid, ticks, boot(), os.stat("/proc/self/ns/pid").st_ino)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def boot() -> str:
+    """Return the id of this life of the machine; "" where there is no /proc."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
+            return file.readall().decode().strip()
+    except OSError:
+        return ""
 
 
 class Child:
@@ -104,6 +147,15 @@ class Child:
                 pass
 
 
+def fill_streams() -> None:
+    """Open nothing in the place of each standard stream that was closed when we started, before another file takes it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)
+
+
 def adopt_orphans() -> None:
     """Have orphaned descendants come to this process, to be reaped, also where it is not PID 1."""
     if os.getpid() != 1:
@@ -124,25 +176,64 @@ def reap(*children: Child | None) -> None:
             return
         for child in children:
             if child is not None and pid == child.pid and not child.ended:
-                if os.WIFSTOPPED(status):
-                    _stop_with(child)
-                    continue
-                child.ended = True
-                _take_terminal_back(pid)
-                if os.WIFSIGNALED(status):
-                    child.signal = os.WTERMSIG(status)
-                else:
-                    child.code = os.WEXITSTATUS(status)
+                _note(child, status)
 
 
-def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None, *, output: int = -1) -> Child:
-    """Begin `command` and return it; raises NotStarted. The caller's SignalQueue forwards to it and reaps it.
+def wait(child: Child) -> None:
+    """Return when `child` has ended and was reaped; leave other children alone, as where this process is nobody's init."""
+    while not child.ended:
+        try:
+            _note(child, os.waitpid(child.pid, os.WUNTRACED)[1])
+        except ChildProcessError:  # where SIGCHLD is ignored, or another waits for every child: how it ended is lost
+            child.ended, child.code = True, UNKNOWN
 
-    With `output`, a descriptor, it runs in the background: its stdout and stderr go there, stdin is empty, and the terminal stays
+
+def _note(child: Child, status: int) -> None:
+    if os.WIFSTOPPED(status):
+        _stop_with(child)
+        return
+    child.ended = True
+    _take_terminal_back(child.pid)
+    if os.WIFSIGNALED(status):
+        child.signal = os.WTERMSIG(status)
+    else:
+        child.code = os.WEXITSTATUS(status)
+
+
+def spawn(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    streams: tuple[int, int] = (1, 2),
+    background: bool = False,
+    directory: str | None = None,
+) -> Child:
+    """Begin `command` in `directory` and return it; raises NotStarted. The caller's SignalQueue forwards to it and reaps it.
+
+    `streams` are the descriptors that are its stdout and stderr. In the `background` its stdin is empty, and the terminal stays
     where it is.
     """
     if environment is None:
-        environment = _environment_given()
+        environment = environment_given()
+    place = _opened(directory) if directory is not None else -1
+    try:
+        return _spawn(command, environment, streams, background, place)
+    finally:
+        if place >= 0:
+            os.close(place)
+
+
+def _opened(directory: str) -> int:
+    # Here and not in the child, where its errno would be taken for the command's.
+    try:
+        return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotStarted(NOT_EXECUTABLE, f"{directory}: cannot be the working directory: {error.strerror}") from None
+
+
+def _spawn(
+    command: Sequence[str], environment: Mapping[str, str], streams: tuple[int, int], background: bool, place: int
+) -> Child:
     problem, tell = os.pipe2(os.O_CLOEXEC)
     parent, group = os.getpid(), os.getpgrp()
     mask = _signals.pthread_sigmask(_signals.SIG_BLOCK, _signals.valid_signals())
@@ -151,7 +242,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None, 
             sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            _become(command, environment, mask, parent, group, tell, output)
+            _become(command, environment, mask, parent, group, tell, streams, background, place)
         try:
             # Here too, so that a signal forwarded right away finds the group; whoever comes first, the other is told EACCES.
             os.setpgid(pid, pid)
@@ -173,7 +264,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None, 
     raise NotStarted(NOT_EXECUTABLE, f"{command[0]}: cannot be executed: {os.strerror(number)}")
 
 
-def _environment_given() -> dict[str, str]:
+def environment_given() -> dict[str, str]:
     """Return the environment that we were given: in the C locale, Python puts an LC_CTYPE of its own into it (PEP 538)."""
     environment = dict(os.environ)
     if environment.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8"):
@@ -190,16 +281,28 @@ def _environment_given() -> dict[str, str]:
 
 
 def _become(
-    command: Sequence[str], environment: Mapping[str, str], mask: set[Any], parent: int, group: int, tell: int, output: int
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    mask: set[Any],
+    parent: int,
+    group: int,
+    tell: int,
+    streams: tuple[int, int],
+    background: bool,
+    place: int,
 ) -> None:
     """In the child: become `command`. Never returns."""
     try:
         os.setpgid(0, 0)
         _signals.signal(SIGTTOU, _signals.SIG_IGN)
-        if output >= 0:
-            _go_to_background(output)
+        if background:
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         else:
             _give_terminal(os.getpid(), group)  # Not from the background: it is somebody else's then.
+        if streams != (1, 2):
+            _take_streams(streams)
+        if place >= 0:
+            os.fchdir(place)
         for number in (*CAUGHT, SIGPIPE, SIGXFSZ, SIGTTOU):
             if number in (SIGPIPE, SIGXFSZ, SIGTTOU) or _signals.getsignal(number) != _signals.SIG_IGN:
                 _signals.signal(number, _signals.SIG_DFL)
@@ -250,9 +353,9 @@ def _stop_with(child: Child) -> None:
     child.send(_signals.SIGCONT)
 
 
-def _go_to_background(output: int) -> None:
-    nothing = os.open("/dev/null", os.O_RDONLY)
-    for fd, target in ((nothing, 0), (output, 1), (output, 2)):
+def _take_streams(streams: tuple[int, int]) -> None:
+    # By copies: one of the two may be where the other goes.
+    for fd, target in [(os.dup(fd), target) for target, fd in enumerate(streams, 1)]:
         os.dup2(fd, target)
 
 

@@ -238,7 +238,7 @@ except NotStarted:
 def test_a_child_in_the_background_writes_where_it_is_told_and_reads_nothing(tmp_path: Path) -> None:
     code = """
 out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
-print(end(spawn(['sh', '-c', 'cat; echo out; echo err >&2'], output=out), signals))
+print(end(spawn(['sh', '-c', 'cat; echo out; echo err >&2'], streams=(out, out), background=True), signals))
 """
     assert alone(tmp_path, code, str(tmp_path / "log")) == "(0, 0)"
     assert (tmp_path / "log").read_text() == "out\nerr\n"

@@ -6,15 +6,13 @@ printed for people was written by others, so it goes through `printable`; `--jso
 
 from __future__ import annotations
 
-import json
 import re
 import stat
-from collections.abc import Iterable, Sequence
 
 import click
 
 from sidecar.cli.arguments import parse_ref
-from sidecar.cli.entry import printable
+from sidecar.cli.listing import json_option, print_json, print_table
 from sidecar.cli.mount import mount
 from sidecar.cli.progress import Progress
 from sidecar.cli.store_option import store_option
@@ -47,7 +45,6 @@ def _name(what: str, text: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for programs.")
 _contributor = click.option("--contributor", envvar="SIDECAR_CONTRIBUTOR", default="", help="Who signs it.", show_envvar=True)
 
 
@@ -58,19 +55,6 @@ def ending(statuses: str, example: str) -> str:
 
 def _find(store: Store, reference: Reference) -> Bundle:
     return store.resolve(reference.repo, label=reference.label, bundle=reference.bundle)
-
-
-def print_json(document: object) -> None:
-    click.echo(json.dumps(document))
-
-
-def _print_table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Print rows in columns as wide as what they hold; those numbered in `right` are flush right, the last is not padded."""
-    shown = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        cells = (cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row))
-        click.echo("  ".join(cells).rstrip())
 
 
 # --- bundle --------------------------------------------------------------------------------------------------------
@@ -159,7 +143,7 @@ def list_bundles(repo: str, store: str, as_json: bool) -> None:
     if as_json:
         print_json([each.as_json() | {"labels": pointing[each.id]} for each in bundles])
         return
-    _print_table(
+    print_table(
         [
             (each.id, each.time, str(each.files), amount(each.bytes), ",".join(pointing[each.id]), each.message)
             for each in bundles
@@ -178,7 +162,7 @@ def show(ref: Reference, store: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        _print_table([(key, str(value)) for key, value in found.items()])
+        print_table([(key, str(value)) for key, value in found.items()])
 
 
 @bundle.command(epilog=ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle files weather@latest"))
@@ -192,7 +176,7 @@ def files(ref: Reference, store: str, as_json: bool) -> None:
     if as_json:
         print_json([entry.as_json() for entry in entries])
     else:
-        _print_table([_line(entry) for entry in entries], right=(1,))
+        print_table([_line(entry) for entry in entries], right=(1,))
 
 
 @bundle.command(epilog=ending("66 there is no such bundle; 65 it is damaged", "sidecar bundle verify weather@latest"))
@@ -223,7 +207,7 @@ def diff(before: Reference, after: Reference, store: str, as_json: bool) -> None
     if as_json:
         print_json([change.as_json() for change in changes])
     else:
-        _print_table([(change.what, change.path) for change in changes])
+        print_table([(change.what, change.path) for change in changes])
 
 
 def _held(of: Bundle) -> str:
@@ -278,7 +262,7 @@ def list_repos(store: str, as_json: bool) -> None:
     if as_json:
         print_json([each.as_json() for each in found])
     else:
-        _print_table([(each.name, each.time, each.description) for each in found])
+        print_table([(each.name, each.time, each.description) for each in found])
 
 
 @repo.command("show", epilog=ending("66 there is no such repository", "sidecar repo show weather"))
@@ -295,7 +279,7 @@ def show_repo(name: str, store: str, as_json: bool) -> None:
         return
     rows = [(key, str(value)) for key, value in found.as_json().items()]
     pointing = [(f"label {label}", id_) for label, id_ in sorted(labels.items())]
-    _print_table([*rows, ("bundles", str(len(bundles))), ("latest", latest), *pointing])
+    print_table([*rows, ("bundles", str(len(bundles))), ("latest", latest), *pointing])
 
 
 # --- label ---------------------------------------------------------------------------------------------------------
@@ -335,7 +319,7 @@ def list_labels(repo: str, store: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        _print_table(sorted(found.items()))
+        print_table(sorted(found.items()))
 
 
 @label.command("show", epilog=ending("66 there is no such label", "sidecar label show weather latest"))
@@ -349,7 +333,7 @@ def show_label(repo: str, label: str, store: str, as_json: bool) -> None:
     if as_json:
         print_json(move.as_json())
     else:
-        _print_table([(key, str(value)) for key, value in move.as_json().items()])
+        print_table([(key, str(value)) for key, value in move.as_json().items()])
 
 
 @label.command(epilog=ending("66 there is no such label", "sidecar label history weather latest"))
@@ -363,7 +347,7 @@ def history(repo: str, label: str, store: str, as_json: bool) -> None:
     if as_json:
         print_json([move.as_json() for move in moves])
     else:
-        _print_table([(str(move.number), move.time, move.bundle, move.contributor) for move in moves], right=(0,))
+        print_table([(str(move.number), move.time, move.bundle, move.contributor) for move in moves], right=(0,))
 
 
 bundle.add_command(mount)

@@ -227,7 +227,9 @@ def _serve_each(databases: tuple[Database, ...], signals: process.SignalQueue) -
     """
     process.adopt_orphans()
     children = {
-        each.name: process.spawn([*program("wrap_datamon_pg"), *sys.argv[1:], "--only", each.name], output=2)
+        each.name: process.spawn(
+            [*program("wrap_datamon_pg"), *sys.argv[1:], "--only", each.name], streams=(2, 2), background=True
+        )
         for each in databases
     }
     poll = select.poll()

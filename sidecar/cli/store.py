@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli.bundle import counted, ending, json_option, print_json
+from sidecar.cli.bundle import counted, ending
+from sidecar.cli.listing import json_option, print_json
 from sidecar.cli.progress import Progress
 from sidecar.cli.store_option import store_option
 from sidecar.errors import Corrupt

@@ -92,10 +92,10 @@ class Arguments:
 
 
 def seconds(text: str, flag: str) -> float:
-    """Return the seconds that `text` names: 90, 90s, 15m, 2h; UsageError where it names none."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    """Return the seconds that `text` names: 90, 90s, 15m, 2h, 7d; UsageError where it names none."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h", "d") else (text, "s")
     try:
-        found = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        found = float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
     except ValueError:
         found = -1.0
     if not 0 <= found < 1e9:

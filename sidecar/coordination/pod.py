@@ -52,7 +52,7 @@ def run(
 def _start_battery(command: Sequence[str], log: str) -> process.Child:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        return process.spawn(command, output=output)
+        return process.spawn(command, streams=(output, output), background=True)
     finally:
         os.close(output)
 

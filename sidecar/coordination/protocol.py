@@ -31,6 +31,7 @@ take the other's last failure for news, for ever.
 from __future__ import annotations
 
 from sidecar import errors
+from sidecar.exits import Exit as Exit
 from sidecar.values import replace, value
 
 TYPE_CHECKING = False
@@ -113,25 +114,6 @@ def check_name(name: str, what: str) -> str:
     if name.startswith(".") or "/" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
         raise errors.UsageError(f"{name!r} is no name for a {what}: no '/', leading '.', or control character")
     return name
-
-
-@value
-class Exit:
-    """How the command ended. Where it was we who ended it, `reason` says why and `instead` is the status to end with."""
-
-    code: int
-    signal: int = 0
-    reason: str = ""
-    instead: int = 0
-
-    @property
-    def status(self) -> int:
-        """The status a shell would give: 128 + n where signal n ended it."""
-        return self.instead or (128 + self.signal if self.signal else self.code)
-
-    @property
-    def success(self) -> bool:
-        return self.status == 0 and not self.reason
 
 
 @value

@@ -154,6 +154,35 @@ class Directory:
         }.get(error.errno or 0, "")
         return Unreachable(f"cannot {do} {self.path}/{path}: {error.strerror}{remedy}")
 
+    def identity(self) -> str:
+        """Return the random id of this directory, given to it when it is first asked for: its path names others elsewhere."""
+        self.make(())
+        path = f"{HOUSE}/id"
+        if not self.said(path):
+            self._give_id(path)
+        found = (self.read(path) or b"").decode(errors="replace").strip()
+        if not 0 < len(found) <= 64 or not found.isalnum():
+            raise Unreachable(f"{self.path}/{path} is no id; somebody planted it")
+        return found
+
+    def _give_id(self, path: str) -> None:
+        tmp = f"id.{os.urandom(8).hex()}"
+        try:
+            house = self._folder(f"{HOUSE}/tmp")
+            fd = os.open(tmp, _NEW, 0o644, dir_fd=house)
+            try:
+                os.fchmod(fd, 0o644)
+                os.write(fd, new_incarnation().encode())
+                # Not renamed: of two that are asked at once, one id must stay.
+                os.link(tmp, "id", src_dir_fd=house, dst_dir_fd=self._folder(HOUSE), follow_symlinks=False)
+            except FileExistsError:
+                pass
+            finally:
+                os.close(fd)
+                os.unlink(tmp, dir_fd=house)
+        except OSError as error:
+            raise self._cannot("write", path, error) from None
+
     # --- saying
 
     def publish(self, path: str, thing: Mapping[str, Any]) -> None:

@@ -1,0 +1,30 @@
+"""Where a run is one and the same: the container that persists, and whoever takes its place when it is restarted."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def instance_of(environment: Mapping[str, str], coordination: str = "") -> str:
+    """Return the instance: $POD_UID/$CONTAINER_NAME where both are set; else the `coordination` directory's id; else the host.
+
+    A pod that is made anew has another uid, and runs again. A host goes by its machine-id, which outlasts a change of its name;
+    where it has none, as most containers, by its name.
+    """
+    pod, container = environment.get("POD_UID"), environment.get("CONTAINER_NAME")
+    if pod and container:
+        return f"{pod}/{container}"
+    return f"coordination:{coordination}" if coordination else f"host:{_machine() or os.uname().nodename}"
+
+
+def _machine() -> str:
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            found = file.read(64).strip()
+    except (OSError, ValueError):
+        return ""
+    return found if len(found) == 32 and all(c in "0123456789abcdef" for c in found) else ""

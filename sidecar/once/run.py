@@ -1,0 +1,234 @@
+"""Run it or, where that was done, give back what came of it.
+
+Whoever gets the claim runs the program and writes its end; everybody else finds the run and follows it to its end, or has it
+replayed, which is the same thing with nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from sidecar import process
+from sidecar.errors import NOT_EXECUTABLE, DeadlinePassed, Interrupted, OutcomeUnknown
+from sidecar.exits import Exit
+from sidecar.once.ledger import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Claim, Ledger, Piece, Run, unknown
+from sidecar.once.recorder import Recorder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sidecar.once.asked import Asked
+
+ENDING = (process.SIGHUP, process.SIGINT, process.SIGQUIT, process.SIGTERM)
+# How often a run that is under way is looked at by those who follow it, in seconds: 20 us each time.
+_LOOK = 0.02
+
+
+class Result:
+    """What came of a run. `restored` tells that it was run before, or by another, and not by this call."""
+
+    def __init__(self, ledger: Ledger, run: Run, *, restored: bool) -> None:
+        self._ledger, self.run, self.restored = ledger, run, restored
+
+    def __repr__(self) -> str:
+        return f"Result({self.run.name!r}, {self.run.state}, status {self.status}, restored={self.restored})"
+
+    @property
+    def state(self) -> str:
+        """finished, or failed-to-start."""
+        return self.run.state
+
+    @property
+    def status(self) -> int:
+        """The exit status that a shell would give: 128 + n where signal n ended it, 126 and 127 where it did not start."""
+        return self.run.exit.status
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code; None where a signal ended it."""
+        return None if self.run.exit.signal else self.run.exit.code
+
+    @property
+    def signal(self) -> int:
+        """The signal that ended it, 0 where none did."""
+        return self.run.exit.signal
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it was begun, to the microsecond, in UTC; None where it failed to start."""
+        return _datetime(self.run.started) if self.run.started else None
+
+    @property
+    def finished_at(self) -> datetime:
+        """When it had ended, to the microsecond, in UTC."""
+        return _datetime(self.run.finished)
+
+    @property
+    def effective_args(self) -> tuple[str, ...]:
+        """The command and its arguments as they were run; references to redacted variables stand."""
+        return self.run.command
+
+    @property
+    def effective_env(self) -> dict[str, str | None]:
+        """The variables that were given to it, with their values as they were; None where only a hash is kept."""
+        return {each.name: None if each.hash else each.value for each in self.run.variables}
+
+    @property
+    def directory(self) -> str:
+        """The working directory."""
+        return self.run.directory
+
+    @property
+    def stdout(self) -> bytes:
+        """What it wrote to stdout, as far as that is kept (see run.stdout and run.cut)."""
+        return self._of(STDOUT)
+
+    @property
+    def stderr(self) -> bytes:
+        """What it wrote to stderr, as far as that is kept."""
+        return self._of(STDERR)
+
+    def _of(self, stream: int) -> bytes:
+        return b"".join(piece.bytes for piece in self._ledger.output(self.run) if piece.stream == stream)
+
+
+def _datetime(at: int) -> datetime:
+    from datetime import UTC, datetime, timedelta
+
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at)
+
+
+def run_once(
+    ledger: Ledger,
+    asked: Asked,
+    *,
+    wait: bool = True,
+    limit: int = LIMIT,
+    targets: tuple[int, int] | None = None,
+    signals: Callable[[], process.SignalQueue] | None = None,
+    found: Callable[[Run], None] | None = None,
+) -> Result:
+    """Run what is asked for unless it has run, and return what came of it, then or now.
+
+    Its output goes to `targets` (stdout, stderr) where there are some. With `signals`, which makes the queue, this process is the
+    program's init: signals are forwarded to it and orphans reaped. `found` is called with a run that is there already, before it
+    is followed. Raises OtherRun, OutcomeUnknown, DeadlinePassed where it is running and is not to be waited for, Unreachable,
+    Interrupted.
+    """
+    # Before any claim: a signal that comes between claim and spawn is the program's, not the end of whoever claimed.
+    queue = signals() if signals is not None and ledger.find(asked.instance, asked.name) is None else None
+    try:
+        claimed = ledger.claim(asked)
+        if isinstance(claimed, Claim):
+            return Result(ledger, _execute(claimed, targets, limit, queue), restored=False)
+    finally:
+        if queue is not None:
+            left = [number for number in queue.drain() if number in ENDING]
+            queue.close()
+    if queue is not None and left:
+        raise Interrupted(left[0], f"signal {left[0]} came before anything was run")
+    if claimed.state == RUNNING and not wait:
+        raise DeadlinePassed(f"{asked.name} is running (process {claimed.owner.pid})", asked.name)
+    if found is not None:
+        found(claimed)
+    return Result(ledger, follow(ledger, claimed, writer(targets) if targets else None), restored=True)
+
+
+def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> Run:
+    """Hand every piece that a run has written, and writes, to `write`; return it when it has ended. OutcomeUnknown."""
+    after = 0
+    while True:
+        current = ledger.again(run)  # first: what it wrote is there before its end is
+        if current is None:
+            raise OutcomeUnknown(f"{run.name} was forgotten while it was followed")
+        if write is not None:
+            while pieces := ledger.pieces(run, after):
+                for piece in pieces:
+                    write(piece)
+                after = pieces[-1].number
+        if current.state == UNKNOWN:
+            raise unknown(current)
+        if current.state != RUNNING:
+            return current
+        time.sleep(_LOOK)
+
+
+def writer(targets: tuple[int, int]) -> Callable[[Piece], None]:
+    """Return what writes each piece to the one of two descriptors (stdout, stderr) that its stream is."""
+
+    def write(piece: Piece) -> None:
+        data = piece.bytes
+        while data:
+            data = data[os.write(targets[piece.stream - 1], data) :]
+
+    return write
+
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+
+def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: process.SignalQueue | None) -> Run:
+    asked = claim.asked
+    if queue is not None:
+        process.adopt_orphans()
+    try:
+        recorder = Recorder(claim, targets, limit)
+        try:
+            environment = {**process.environment_given(), **dict(asked.environment)}
+            child = process.spawn(asked.command, environment, streams=recorder.streams, directory=asked.directory)
+        finally:
+            recorder.begun()
+    except process.NotStarted as error:
+        return claim.finish(Exit(error.status, reason=str(error)), state=FAILED_TO_START)
+    except OSError as error:  # no more processes or descriptors
+        reason = f"{asked.command[0]}: cannot be begun: {error.strerror}"
+        return claim.finish(Exit(NOT_EXECUTABLE, reason=reason), state=FAILED_TO_START)
+    claim.begun()
+    try:
+        if queue is not None:
+            _be_its_init(child, recorder, queue)
+        else:
+            _wait(child, recorder)
+    finally:
+        run = claim.finish(Exit(child.code, child.signal), recorder.close())
+    return run
+
+
+def _be_its_init(child: process.Child, recorder: Recorder, queue: process.SignalQueue) -> None:
+    """Forward signals and reap until the program has ended and all that it wrote is read and passed on.
+
+    Where that last does not come to its end, because nobody reads our output, a signal ends the wait.
+    """
+    recorder.start(queue.wake)
+    poll = select.poll()
+    poll.register(queue.fd, select.POLLIN)
+    while not recorder.done:
+        poll.poll()
+        was = child.ended
+        for number in queue.drain():
+            if number == process.SIGCHLD:
+                process.reap(child)
+            elif was and number in ENDING:
+                return
+            else:
+                child.send(number)
+        if child.ended and not was:
+            recorder.ended()
+
+
+def _wait(child: process.Child, recorder: Recorder) -> None:
+    over = os.pidfd_open(child.pid)
+    try:
+        recorder.pump(over)
+    except BaseException as error:
+        # Whoever called is to end, and then nobody would be there to tell how the program did.
+        child.send(process.SIGINT if isinstance(error, KeyboardInterrupt) else process.SIGTERM)
+        recorder.pump(over)
+        raise
+    finally:
+        os.close(over)
+        process.wait(child)
