@@ -221,6 +221,17 @@ def test_rows_are_fetched_one_by_one_all_that_are_left_or_by_iteration(peers: tu
     assert last(peers, ["fetchall", "c"])["rows"] == []
 
 
+def test_a_statement_that_steps_and_has_no_columns_ends_at_its_first_step(peers: tuple[Peer, Peer]) -> None:
+    """So of all the free pages each incremental_vacuum gives one back."""
+    grown = ["run", "c", "INSERT INTO t(b) VALUES (zeroblob(1000000))"]
+    answers(peers, FILE, ["run", "c", "PRAGMA auto_vacuum=INCREMENTAL"], TABLE, grown, ["run", "c", "DELETE FROM t"])
+    free, vacuum = ["run", "c", "PRAGMA freelist_count"], ["execute", "c", "PRAGMA incremental_vacuum"]
+    found = answers(peers, free, vacuum, ["fetchone", "c"], ["fetchall", "c"], free, OTHER, ["run", "other", "BEGIN EXCLUSIVE"])
+    assert found[3]["rows"] == []
+    assert found[4]["rows"][0][0] == found[0]["rows"][0][0] - 1
+    assert found[-1]["in_transaction"]
+
+
 def test_the_count_of_what_returns_rows_is_there_when_the_last_is_fetched(peers: tuple[Peer, Peer]) -> None:
     returning = ["execute", "c", "INSERT INTO t(b) VALUES (1), (2) RETURNING a"]
     found = answers(peers, MEMORY, TABLE, returning, ["fetchone", "c"], ["fetchone", "c"])
