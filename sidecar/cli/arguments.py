@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import click
 
-from sidecar.cli.wrap_application import seconds
+from sidecar.cli.times import seconds
 from sidecar.errors import SidecarError
-from sidecar.store import Reference, parse_reference
+
+if TYPE_CHECKING:
+    from sidecar.store import Reference
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -35,6 +38,8 @@ def parse_size(text: str) -> int:
 
 def parse_ref(text: str) -> Reference:
     """Return the bundle that REPO, REPO@LABEL or REPO@ID means. click.BadParameter."""
+    from sidecar.store import parse_reference  # 30 ms, which not every command that has arguments is to pay
+
     try:
         return parse_reference(text)
     except SidecarError as error:

@@ -20,7 +20,6 @@ from sidecar import process
 from sidecar.cli.arguments import Seconds, parse_size
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
-from sidecar.coordination.signals import Directory
 from sidecar.errors import SidecarError, UsageError
 from sidecar.figures import amount, counted, duration
 from sidecar.once.asked import ask
@@ -69,6 +68,8 @@ def _instance_named(instance: str | None, coordination: str | None) -> str:
         return instance
     if coordination is None:
         return instance_of(os.environ)
+    from sidecar.coordination.signals import Directory  # most have POD_UID, or need none
+
     with Directory(coordination) as directory:
         return instance_of(os.environ, directory.identity())
 

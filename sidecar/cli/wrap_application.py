@@ -10,6 +10,7 @@ import os
 import sys
 
 from sidecar import __version__, process
+from sidecar.cli.times import seconds
 from sidecar.coordination import application, protocol
 from sidecar.coordination.signals import Directory
 from sidecar.errors import SidecarError, UsageError
@@ -89,18 +90,6 @@ class Arguments:
 
     def last(self, name: str, default: str) -> str:
         return self.values.get(name, [default])[-1]
-
-
-def seconds(text: str, flag: str) -> float:
-    """Return the seconds that `text` names: 90, 90s, 15m, 2h, 7d; UsageError where it names none."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h", "d") else (text, "s")
-    try:
-        found = float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < 1e9:
-        raise UsageError(f"{flag} expects a time like 90, 90s, 15m or 2h, not {text!r}")
-    return found
 
 
 def parse(argv: Sequence[str]) -> Arguments:
