@@ -221,15 +221,14 @@ def test_rows_are_fetched_one_by_one_all_that_are_left_or_by_iteration(peers: tu
     assert last(peers, ["fetchall", "c"])["rows"] == []
 
 
-def test_a_statement_that_steps_and_has_no_columns_ends_at_its_first_step(peers: tuple[Peer, Peer]) -> None:
-    """So of all the free pages each incremental_vacuum gives one back."""
+def test_a_statement_without_columns_is_stepped_to_its_end(peers: tuple[Peer, Peer]) -> None:
+    """As CPython's is from 3.12 on. That of 3.11 ends at the first step, and gives one free page back."""
     grown = ["run", "c", "INSERT INTO t(b) VALUES (zeroblob(1000000))"]
     answers(peers, FILE, ["run", "c", "PRAGMA auto_vacuum=INCREMENTAL"], TABLE, grown, ["run", "c", "DELETE FROM t"])
-    free, vacuum = ["run", "c", "PRAGMA freelist_count"], ["execute", "c", "PRAGMA incremental_vacuum"]
-    found = answers(peers, free, vacuum, ["fetchone", "c"], ["fetchall", "c"], free, OTHER, ["run", "other", "BEGIN EXCLUSIVE"])
-    assert found[3]["rows"] == []
-    assert found[4]["rows"][0][0] == found[0]["rows"][0][0] - 1
-    assert found[-1]["in_transaction"]
+    _, portable = peers
+    assert portable.ask("run", "c", "PRAGMA freelist_count")["rows"][0][0] > 200
+    assert "error" not in portable.ask("run", "c", "PRAGMA incremental_vacuum")
+    assert portable.ask("run", "c", "PRAGMA freelist_count")["rows"] == [[0]]
 
 
 def test_the_count_of_what_returns_rows_is_there_when_the_last_is_fetched(peers: tuple[Peer, Peer]) -> None:
@@ -445,7 +444,8 @@ def test_one_connection_is_used_by_two_threads_one_after_the_other(peers: tuple[
 
 def test_one_thread_waits_for_a_lock_and_another_works_on(peers: tuple[Peer, Peer]) -> None:
     """Did the one that waits hold the interpreter, the other could not let go of the lock."""
-    answers(peers, FILE, TABLE, ["connect", "other", "ledger", WAIT], ["run", "c", "BEGIN IMMEDIATE"])
+    patient = [["connect", name, "ledger", WAIT] for name in ("c", "other")]
+    answers(peers, *patient, TABLE, ["run", "c", "BEGIN IMMEDIATE"])
     answers(peers, ["run in a thread", "other", "BEGIN IMMEDIATE"], TWO, ["run", "c", "COMMIT"])
     assert last(peers, ["join", "other"])["in_transaction"]
 

@@ -119,9 +119,6 @@ class Cursor:
             row: tuple[Any, ...] = self._statement.row()
         except UnicodeDecodeError as error:
             raise OperationalError(f"Could not decode to UTF-8: {error}") from None
-        if not row:  # a step of what has no columns; CPython takes it for the end, and ends the statement
-            self._on_row, self._statement = False, None
-            return None
         self._step()
         return row
 
