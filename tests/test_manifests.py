@@ -25,6 +25,7 @@ from manifests import EXAMPLES, Pod, documents, manifests, pods
 
 from sidecar import __version__
 from sidecar.cli import wrap_application
+from sidecar.cli.times import seconds
 from sidecar.coordination.protocol import Limits, batteries_of
 from sidecar.parameters.settings import store_name
 
@@ -315,7 +316,7 @@ def test_a_pod_is_given_longer_to_end_than_its_containers_take(pod: Pod) -> None
     for container in (application_of(pod), *batteries_in(pod)):
         given = words(container)
         grace = given[given.index("--grace") + 1] if "--grace" in given else str(Limits().grace)
-        assert wrap_application.seconds(grace, "--grace") + ABOVE <= pod.spec["terminationGracePeriodSeconds"]
+        assert seconds(grace, "--grace") + ABOVE <= pod.spec["terminationGracePeriodSeconds"]
 
 
 @with_every_pod

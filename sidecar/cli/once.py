@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -25,7 +25,8 @@ from sidecar.figures import amount, counted, duration
 from sidecar.once.asked import ask
 from sidecar.once.instance import instance_of
 from sidecar.once.ledger import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Ledger, Piece, Run, moment, unknown
-from sidecar.once.run import Result, follow, run_once, writer
+from sidecar.once.recorder import writer
+from sidecar.once.run import Result, follow, run_once
 from sidecar.state import state_folder
 from sidecar.values import replace
 
@@ -35,43 +36,57 @@ TARGETS = (1, 2)
 
 def _names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     try:
-        with Ledger(ctx.params.get("state") or state_folder(os.environ)) as ledger:
+        with _where(ctx.params.get("state"), ctx.params.get("coordination")).open() as ledger:
             return [CompletionItem(run.name, help=run.instance) for run in ledger.runs() if run.name.startswith(incomplete)]
     except SidecarError:
         return []
 
 
-_state = click.option(
-    "--state",
-    metavar="DIR",
-    default=lambda: state_folder(os.environ),
-    show_default="$SIDECAR_STATE, else sidecar in the user's state directory",
-    help="Where it is kept that something ran: a directory of yours alone, which is made; on a pod's volume for a pod.",
-)
 _name = click.argument("name", metavar="NAME", shell_complete=_names)
 
 
-def _instance(function: Function) -> Function:
-    """Give a command --instance and -c; its argument `instance` is the instance."""
-    function = click.option("-c", "--coordination", metavar="DIR", help="The coordination directory, to be the instance.")(
-        function
-    )
+def _state(function: Function) -> Function:
+    """Give a command --state and -c: where the ledger is."""
+    function = click.option(
+        "-c", "--coordination", metavar="DIR", help="The coordination directory of a pod, whose wrapper keeps its ledger there."
+    )(function)
     return click.option(
-        "--instance",
-        metavar="I",
-        help="Where NAME is one and the same.  [default: $POD_UID/$CONTAINER_NAME, else -c DIR, else this host]",
+        "--state",
+        metavar="DIR",
+        envvar="SIDECAR_STATE",
+        show_envvar=True,
+        help="Where it is kept that something ran: a directory of yours alone, which is made.  "
+        "[default: in -c DIR, else sidecar in the user's state directory]",
     )(function)
 
 
-def _instance_named(instance: str | None, coordination: str | None) -> str:
-    if instance is not None:
-        return instance
+_instance = click.option(
+    "--instance",
+    metavar="I",
+    help="Where NAME is one and the same.  [default: $POD_UID/$CONTAINER_NAME, else -c DIR, else this host]",
+)
+
+
+class _Where(NamedTuple):
+    """Where a ledger is, and the id of the coordination directory, "" where none is named."""
+
+    folder: str
+    coordination: str
+
+    def open(self) -> Ledger:
+        return Ledger(self.folder)
+
+    def instance(self, named: str | None) -> str:
+        return instance_of(os.environ, self.coordination) if named is None else named
+
+
+def _where(state: str | None, coordination: str | None) -> _Where:
     if coordination is None:
-        return instance_of(os.environ)
+        return _Where(state or state_folder(os.environ), "")
     from sidecar.coordination.signals import Directory  # most have POD_UID, or need none
 
     with Directory(coordination) as directory:
-        return instance_of(os.environ, directory.identity())
+        return _Where(state or directory.ledger(), directory.identity())
 
 
 def _ending(statuses: str, example: str) -> str:
@@ -114,7 +129,7 @@ def run(
     directory: str | None,
     instance: str | None,
     coordination: str | None,
-    state: str,
+    state: str | None,
     no_wait: bool,
     keep: int | None,
     as_json: bool,
@@ -127,8 +142,9 @@ def run(
     command, directory or given variable is refused. While it runs, whoever asks again follows it.
     """
     process.fill_streams()
+    where = _where(state, coordination)
     asked = ask(
-        _instance_named(instance, coordination),
+        where.instance(instance),
         name,
         command,
         os.path.realpath(directory or os.getcwd()),
@@ -142,7 +158,7 @@ def run(
             what = "is running" if run.state == RUNNING else f"ran {moment(run.started or run.claimed)}, {_end(run)}"
             complain("sidecar", f"{name} {what}; this is what it wrote")
 
-    with Ledger(state) as ledger:
+    with where.open() as ledger:
         result = run_once(
             ledger,
             asked,
@@ -181,10 +197,11 @@ def _tell_problem(result: Result) -> None:
 @_instance
 @_state
 @json_option
-def show(name: str, instance: str | None, coordination: str | None, state: str, as_json: bool) -> None:
+def show(name: str, instance: str | None, coordination: str | None, state: str | None, as_json: bool) -> None:
     """Tell what is known of a run: when, what, in which environment, and how it ended. Python: Ledger.get."""
-    with Ledger(state) as ledger:
-        run = ledger.get(_instance_named(instance, coordination), name)
+    where = _where(state, coordination)
+    with where.open() as ledger:
+        run = ledger.get(where.instance(instance), name)
     if as_json:
         print_json(_as_json(run))
     else:
@@ -194,9 +211,9 @@ def show(name: str, instance: str | None, coordination: str | None, state: str, 
 @once.command("list", epilog=_ending("0;", "sidecar once list"))
 @_state
 @json_option
-def list_(state: str, as_json: bool) -> None:
+def list_(state: str | None, coordination: str | None, as_json: bool) -> None:
     """List all runs, in the order in which they were claimed. Python: Ledger.runs."""
-    with Ledger(state) as ledger:
+    with _where(state, coordination).open() as ledger:
         runs = ledger.runs()
     if as_json:
         print_json([_as_json(run) for run in runs])
@@ -222,7 +239,7 @@ def logs(
     following: bool,
     instance: str | None,
     coordination: str | None,
-    state: str,
+    state: str | None,
 ) -> None:
     """Print what a run wrote, its stdout on stdout, its stderr on stderr, in the order in which it was read.
 
@@ -230,8 +247,9 @@ def logs(
     process.fill_streams()
     shown = {int(stream)} if stream else {STDOUT, STDERR}
     printer = _Printer(shown, timestamps=timestamps)
-    with Ledger(state) as ledger:
-        found = ledger.get(_instance_named(instance, coordination), name)
+    where = _where(state, coordination)
+    with where.open() as ledger:
+        found = ledger.get(where.instance(instance), name)
         last = follow(ledger, found, printer.print) if following else _print_so_far(ledger, found, printer)
     printer.close()
     if last.cut:
@@ -284,10 +302,11 @@ def _lines(data: bytes) -> Iterator[bytes]:
 @_instance
 @_state
 @json_option
-def forget(name: str, instance: str | None, coordination: str | None, state: str, as_json: bool) -> None:
+def forget(name: str, instance: str | None, coordination: str | None, state: str | None, as_json: bool) -> None:
     """Forget a run, so that it may run again. Python: Ledger.forget."""
-    with Ledger(state) as ledger:
-        gone = ledger.forget(_instance_named(instance, coordination), name)
+    where = _where(state, coordination)
+    with where.open() as ledger:
+        gone = ledger.forget(where.instance(instance), name)
     if as_json:
         print_json(_as_json(gone))
     else:
@@ -299,12 +318,12 @@ def forget(name: str, instance: str | None, coordination: str | None, state: str
 @click.option("--dry-run", is_flag=True, help="Forget nothing; say what would be.")
 @_state
 @json_option
-def prune(older_than: float, dry_run: bool, state: str, as_json: bool) -> None:
+def prune(older_than: float, dry_run: bool, state: str | None, coordination: str | None, as_json: bool) -> None:
     """Forget the runs that ended long ago, and give back their room; they may run again then. Python: Ledger.prune.
 
     A run whose outcome is unknown is kept, whatever its age, until somebody forgets it by its name.
     """
-    with Ledger(state) as ledger:
+    with _where(state, coordination).open() as ledger:
         gone = ledger.prune(int((time.time() - older_than) * 1e6), dry_run=dry_run)
     if as_json:
         print_json([_as_json(run) for run in gone])

@@ -45,6 +45,9 @@ Python: sidecar.coordination.application.run
       --rejoin-timeout T  how long a battery that died may take to come back (default 0)
       --grace T           what is left after SIGTERM, for CMD and for saving (default 25)
       --fail-fast         stop CMD when a battery fails while it runs
+      --once NAME         keep what CMD writes and how it ends: restarted, this writes the same again and goes on from there
+      --instance I        where NAME is one and the same (default $POD_UID/$CONTAINER_NAME, else the coordination directory)
+      --state DIR         where that is kept (default $SIDECAR_STATE, else in the coordination directory)
       --poll              read the directory every 50 ms and do without inotify
       --termination-log F where the reason of a failure goes (default /dev/termination-log, where it exists)
   -q, --quiet             say nothing on stderr but errors
@@ -76,6 +79,9 @@ _VALUED = {
     "--grace": "grace",
     "--stay": "stay",
     "--termination-log": "log",
+    "--once": "once",
+    "--instance": "instance",
+    "--state": "state",
 }
 _PLAIN = {"-s": "s", "--fail-fast": "fail_fast", "--poll": "poll", "-q": "quiet", "--quiet": "quiet"}
 
@@ -141,7 +147,22 @@ def options_of(said: Arguments) -> application.Options:
     if save not in protocol.POLICIES:
         raise UsageError(f"--save expects one of {', '.join(protocol.POLICIES)}, not {save!r}")
     stay = seconds(said.last("stay", str(STAY if "s" in said.plain else 0)), "--stay")
-    return application.Options(save, limits, "fail_fast" in said.plain, "poll" in said.plain, stay)
+    return application.Options(save, limits, "fail_fast" in said.plain, "poll" in said.plain, stay, _once_of(said))
+
+
+def _once_of(said: Arguments) -> application.Once | None:
+    name, state, instance = (said.last(each, "") for each in ("once", "state", "instance"))
+    if "once" not in said.values:
+        for each in ("state", "instance"):
+            if each in said.values:
+                raise UsageError(f"--{each} is for --once NAME, which is missing")
+        return None
+    from sidecar.once.asked import as_name
+    from sidecar.once.instance import pod_and_container
+
+    as_name(name, "a run")
+    instance = as_name(instance, "an instance") if "instance" in said.values else pod_and_container(os.environ)
+    return application.Once(name, instance, state or os.environ.get("SIDECAR_STATE", ""))
 
 
 def write_termination_message(path: str, text: str) -> None:
@@ -191,6 +212,8 @@ def main() -> NoReturn:
             _say(line)
 
     log = said.last("log", "/dev/termination-log")
+    if options.once is not None:
+        process.fill_streams()  # before another file takes the place of one that is written to
     signals = process.SignalQueue()
     try:
         with Directory(said.last("directory", "")) as directory:

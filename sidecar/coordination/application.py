@@ -3,6 +3,9 @@
 `protocol.application_next` decides; this module looks, does what it was told, and looks again. It is the init of its container,
 so there is one loop with one place to wait, for what peers say, for signals and for the end of the command alike.
 
+With `once` the claim, what the command writes and how it ends are kept in a ledger as well (sidecar.once), and a later life
+writes the same again. The ledger is told first, so that the record never knows more.
+
 Order matters in two places. The claim (`started`) is published before the command begins, so that no later life begins it
 again. The end (`exit`) is published before any battery is asked to save, so that a life that dies in between asks again.
 """
@@ -25,11 +28,24 @@ if TYPE_CHECKING:
 
     from sidecar.coordination.protocol import Battery
     from sidecar.coordination.signals import Watch
+    from sidecar.once.asked import Asked
+    from sidecar.once.ledger import Claim, Ledger, Run
+    from sidecar.once.recorder import Recorder
 
 # What ends a wait: the signals whose default action ends a process and that people and kubelets send.
 ENDING = (process.SIGHUP, process.SIGINT, process.SIGQUIT, process.SIGTERM)
 # A record keeps the last times at which states were entered; more lives than these are no help to anyone.
 TIMES = 64
+
+
+@value
+class Once:
+    """Under which name the command runs at most once. Without an `instance` it is the coordination directory's id, and without
+    a `folder` for the ledger it is one in there, which outlives the container."""
+
+    name: str
+    instance: str = ""
+    folder: str = ""
 
 
 @value
@@ -41,6 +57,7 @@ class Options:
     fail_fast: bool = False
     forced_polling: bool = False
     stay: float = 0.0
+    once: Once | None = None
 
 
 @value
@@ -91,6 +108,12 @@ class _Application:
         self.told: object = None
         self.ending: Ending | None = None
         self.lost = False
+        # That what the command wrote is read to its end: whoever reads our own output does not.
+        self.gave_up = False
+        self.ledger: Ledger | None = None
+        self.asked: Asked | None = None
+        self.claim: Claim | None = None
+        self.recorder: Recorder | None = None
         self.names = [s for b in batteries for s in (b.ready, b.save, b.saved)]
 
     def run(self) -> Ending:
@@ -135,7 +158,47 @@ class _Application:
                     f"the command has run already and ended with status {self.me.exit.status}; it is not run again "
                     "(for another run, use an empty coordination directory)"
                 )
+        problem = self._open_ledger(self.options.once) if self.options.once is not None else None
         self._enter(self.me.state)
+        if problem is not None:
+            self._fail(problem)
+
+    def _open_ledger(self, once: Once) -> Problem | None:
+        """Open the ledger, and give back what an earlier life left there; return why that cannot be where that matters."""
+        # 12 ms, for those alone who ask for it.
+        from sidecar.once.asked import as_it_is
+        from sidecar.once.instance import instance_of
+        from sidecar.once.ledger import FAILED_TO_START, FINISHED, Ledger
+
+        try:
+            instance = once.instance or instance_of({}, self.directory.identity())
+            self.asked = as_it_is(instance, once.name, self.command, os.getcwd())
+            self.ledger = Ledger(once.folder or self.directory.ledger())
+            found = self.ledger.find(self.asked.instance, self.asked.name)
+        except errors.SidecarError as error:
+            if not self.me.started:
+                return Problem(error.status, APPLICATION, str(error))
+            self.tell(str(error))  # What the record knows is enough to go on with.
+            return None
+        if self.me.started and found is not None and found.state in (FINISHED, FAILED_TO_START):
+            self._replay(found)
+            if self.me.exit is None:
+                self.me = replace(self.me, exit=found.exit, state=EXITED)
+        return None
+
+    def _replay(self, run: Run) -> None:
+        from sidecar.once.recorder import writer
+
+        assert self.ledger is not None
+        self.tell(f"{run.name} ran in an earlier life and ended with status {run.exit.status}; this is what it wrote")
+        try:
+            write = writer((1, 2))
+            for piece in self.ledger.output(run):
+                write(piece)
+        except (OSError, errors.SidecarError) as error:
+            self.tell(f"what {run.name} wrote cannot be written again: {error}")
+        if run.cut:
+            self.tell(f"not all that {run.name} wrote is kept: {run.cut}")
 
     def _look(self) -> dict[str, Seen]:
         return {b.name: self.directory.look(b.name, b) for b in self.batteries}
@@ -225,19 +288,75 @@ class _Application:
             self.since = replace(self.since, lost=lost)
 
     def _begin(self) -> None:
-        self._enter(RUNNING, started=True)
+        if self.asked is not None and not self._claim(self.asked):
+            return
+        try:
+            self._enter(RUNNING, started=True)
+        except errors.Unreachable:
+            if self.claim is not None:
+                self.claim.withdraw()
+            raise
         process.adopt_orphans()
         try:
-            self.child = process.spawn(self.command)
+            self.child = self._spawn()
         except process.NotStarted as error:
             self._over(Exit(error.status, reason=str(error)))
         except OSError as error:
             self._over(Exit(errors.NOT_EXECUTABLE, reason=f"{self.command[0]}: cannot be begun: {error.strerror}"))
 
+    def _claim(self, asked: Asked) -> bool:
+        """Claim the command in the ledger; where it ran already its end is this life's, too."""
+        from sidecar.once.ledger import RUNNING as UNDER_WAY
+        from sidecar.once.ledger import UNKNOWN, Claim, unknown
+
+        assert self.ledger is not None
+        try:
+            found = self.ledger.claim(asked)
+        except errors.SidecarError as error:
+            self._fail(Problem(error.status, APPLICATION, str(error)))
+            return False
+        if isinstance(found, Claim):
+            self.claim = found
+            return True
+        if found.state == UNKNOWN:
+            self._fail(Problem(errors.UNKNOWN, APPLICATION, str(unknown(found))))
+        elif found.state == UNDER_WAY:
+            self._fail(Problem(errors.UNKNOWN, APPLICATION, f"{found.name} runs elsewhere and is not begun a second time"))
+        else:
+            self._replay(found)
+            self._enter(EXITED, started=True, exit=found.exit)
+        return False
+
+    def _spawn(self) -> process.Child:
+        if self.claim is None:
+            return process.spawn(self.command)
+        from sidecar.once.recorder import Recorder
+
+        self.recorder = Recorder(self.claim, (1, 2))
+        try:
+            child = process.spawn(self.command, streams=self.recorder.streams)
+        finally:
+            self.recorder.begun()
+        self.claim.begun()
+        self.recorder.start(self.signals.wake)
+        return child
+
     def _over(self, exit_: Exit) -> None:
+        if self.claim is not None:
+            self._write_end(self.claim, exit_)
         self.child = None
         self.kill_at = protocol.FOREVER
         self._enter(EXITED, exit=exit_)
+
+    def _write_end(self, claim: Claim, exit_: Exit) -> None:
+        from sidecar.once.ledger import FAILED_TO_START, FINISHED, Heard
+
+        begun = self.child is not None and self.recorder is not None
+        heard = self.recorder.close() if begun and self.recorder is not None else Heard()
+        try:
+            claim.finish(exit_, heard, state=FINISHED if begun else FAILED_TO_START)
+        except errors.Unreachable as error:
+            self.tell(str(error))  # The record has it.
 
     def _fail(self, problem: Problem) -> None:
         self._enter(FAILED, problem)
@@ -262,6 +381,7 @@ class _Application:
                 kept.append(number)  # For the command, once it has begun.
         if kept:
             self.signals.put_back(kept)
+        self._note_end()
 
     def _terminated(self) -> None:
         """SIGTERM: one budget, `grace`, for the command and for the saving. A second one shortens it."""
@@ -273,9 +393,15 @@ class _Application:
         self.kill_at = min(self.kill_at, self.since.terminated + grace)
 
     def _reap(self) -> None:
+        was = self.child is None or self.child.ended
         process.reap(self.child)
+        if self.child is not None and self.child.ended and not was and self.recorder is not None:
+            self.recorder.ended()
+
+    def _note_end(self) -> None:
+        """Where the command has ended, and all that it wrote is read: so it ended."""
         child = self.child
-        if child is None or not child.ended:
+        if child is None or not child.ended or (self.recorder is not None and not self.recorder.done and not self.gave_up):
             return
         if self.stopped is not None:
             self._over(Exit(child.code, child.signal, self.stopped.reason, self.stopped.status))
@@ -287,14 +413,20 @@ class _Application:
     def _stop(self, problem: Problem, now: float) -> None:
         """End the command: SIGTERM, grace, SIGKILL. Said again, it changes nothing."""
         if self.stopped is None and self.child is not None:
-            self.stopped = problem
-            self.child.send(process.SIGTERM)
             self.kill_at = min(self.kill_at, now + self.options.limits.grace)
+            if not self.child.ended:  # or nobody reads what it wrote
+                self.stopped = problem
+                self.child.send(process.SIGTERM)
 
     def _kill_if_due(self, now: float) -> None:
-        if now >= self.kill_at and self.child is not None:
+        if now < self.kill_at or self.child is None:
+            return
+        if self.child.ended:
+            self.gave_up = True
+            self._note_end()
+        else:
             self.child.send(process.SIGKILL)
-            self.kill_at = protocol.FOREVER
+            self.kill_at = protocol.FOREVER if self.recorder is None else now + protocol.SECOND_GRACE
 
     def _lost_directory(self, error: errors.Unreachable) -> None:
         """The directory went away or is full. A command that runs is let run to its end: nobody is served by losing that too."""

@@ -86,12 +86,18 @@ def ask(
 
 def as_it_is(instance: str, name: str, command: Sequence[str], directory: str) -> Asked:
     """Return the run of a command into which nothing is to be put; UsageError where a name is none."""
-    for text, what in ((instance, "an instance"), (name, "a run")):
-        if not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
-            raise UsageError(f"{text!r} is no name for {what}: 1 to {LONGEST_NAME} characters, all printable")
+    as_name(instance, "an instance")
+    as_name(name, "a run")
     if not command or not command[0] or any("\0" in word for word in command):
         raise UsageError("the command is missing or empty, or holds a NUL")
     return Asked(instance, name, tuple(command), directory, kept_command=tuple(command))
+
+
+def as_name(text: str, what: str) -> str:
+    """Return `text`, or raise UsageError: it is printed in lists."""
+    if not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
+        raise UsageError(f"{text!r} is no name for {what}: 1 to {LONGEST_NAME} characters, all printable")
+    return text
 
 
 def _within(known: Mapping[str, str], inherited: Mapping[str, str]) -> Callable[[str], str | None]:

@@ -15,10 +15,15 @@ def instance_of(environment: Mapping[str, str], coordination: str = "") -> str:
     A pod that is made anew has another uid, and runs again. A host goes by its machine-id, which outlasts a change of its name;
     where it has none, as most containers, by its name.
     """
-    pod, container = environment.get("POD_UID"), environment.get("CONTAINER_NAME")
-    if pod and container:
-        return f"{pod}/{container}"
+    if found := pod_and_container(environment):
+        return found
     return f"coordination:{coordination}" if coordination else f"host:{_machine() or os.uname().nodename}"
+
+
+def pod_and_container(environment: Mapping[str, str]) -> str:
+    """Return $POD_UID/$CONTAINER_NAME, which a manifest sets by the downward API; "" where they are not both set."""
+    pod, container = environment.get("POD_UID"), environment.get("CONTAINER_NAME")
+    return f"{pod}/{container}" if pod and container else ""
 
 
 def _machine() -> str:

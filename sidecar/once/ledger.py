@@ -314,6 +314,16 @@ class Claim:
         except Unreachable:
             pass  # It is written again with the end.
 
+    def withdraw(self) -> None:
+        """Give the claim back: nothing was begun. Unreachable."""
+        try:
+            with self.ledger.state.write() as transaction:
+                transaction.execute("DELETE FROM variable WHERE run = ?", (self.run.id,))
+                transaction.execute("DELETE FROM run WHERE id = ?", (self.run.id,))
+            lease.drop(self.ledger.state.fd, self.run.id)
+        finally:
+            os.close(self._fd)
+
     def keep(self, pieces: Sequence[Piece]) -> None:
         """Keep what the program wrote; Unreachable."""
         with self.ledger.state.write(durable=False) as transaction:

@@ -177,3 +177,14 @@ class Recorder:
                 self._limit = 0
                 for piece in lot:
                     self._kept[piece.stream] -= len(piece.bytes)
+
+
+def writer(targets: tuple[int, int]) -> Callable[[Piece], None]:
+    """Return what writes each piece to the one of two descriptors (stdout, stderr) that its stream is."""
+
+    def write(piece: Piece) -> None:
+        data = piece.bytes
+        while data:
+            data = data[os.write(targets[piece.stream - 1], data) :]
+
+    return write

@@ -14,7 +14,7 @@ from sidecar import process
 from sidecar.errors import NOT_EXECUTABLE, DeadlinePassed, Interrupted, OutcomeUnknown
 from sidecar.exits import Exit
 from sidecar.once.ledger import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Claim, Ledger, Piece, Run, unknown
-from sidecar.once.recorder import Recorder
+from sidecar.once.recorder import Recorder, writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,17 +155,6 @@ def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> R
         if current.state != RUNNING:
             return current
         time.sleep(_LOOK)
-
-
-def writer(targets: tuple[int, int]) -> Callable[[Piece], None]:
-    """Return what writes each piece to the one of two descriptors (stdout, stderr) that its stream is."""
-
-    def write(piece: Piece) -> None:
-        data = piece.bytes
-        while data:
-            data = data[os.write(targets[piece.stream - 1], data) :]
-
-    return write
 
 
 # --- running -----------------------------------------------------------------------------------------------------------
