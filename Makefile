@@ -24,7 +24,7 @@ WHEELS := build/wheels
 # The Python of the images: that of their base, which is a Debian of this machine's release.
 IMAGE_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 # What the portable wrapper has to pass as well; without the campaigns, and without what looks at no wrapper.
-TESTS_OF_THE_WRAPPER := tests/test_init.py tests/test_directory.py
+TESTS_OF_THE_WRAPPER := tests/test_init.py tests/test_directory.py tests/test_once_wrapped.py
 OF_THE_WRAPPER := not (burst or handshakes or anywhere or any_bytes or users)
 # The majors that the tests also meet, as others publish them.
 SERVERS := 12.22.0-beta.15 14.23.0 17.11.0 18.6.0

@@ -230,7 +230,7 @@ class State:
         fcntl.flock(self.fd, fcntl.LOCK_EX)
         try:
             if self._version() == 0:
-                self.read("PRAGMA auto_vacuum=INCREMENTAL")  # before the first table, or never
+                self.read("PRAGMA auto_vacuum=FULL")  # before the first table, or never
                 self.read("PRAGMA journal_mode=WAL")
             for number, statements in enumerate(migrations, 1):
                 with self.write() as transaction:

@@ -668,7 +668,7 @@ WRONG = {
     "a negative time": (["-c", ".", "-b", "fuse", "--appear-timeout", "-1", "--", "true"], "--appear-timeout expects a time"),
     "a time that is no number": (["-c", ".", "-b", "fuse", "--ready-timeout", "nan", "--", "true"], "--ready-timeout expects"),
     "an endless time": (["-c", ".", "-b", "fuse", "--run-timeout", "inf", "--", "true"], "--run-timeout expects a time"),
-    "a unit that is none": (["-c", ".", "-b", "fuse", "--save-timeout", "3d", "--", "true"], "--save-timeout expects a time"),
+    "a unit that is none": (["-c", ".", "-b", "fuse", "--save-timeout", "3w", "--", "true"], "--save-timeout expects a time"),
     "no value for the last option": (["-c", ".", "-b", "fuse", "--rejoin-timeout"], "--rejoin-timeout expects a value"),
     "a stay that is none": (["-c", ".", "-b", "fuse", "--stay", "x", "--", "true"], "--stay expects a time"),
 }

@@ -295,7 +295,6 @@ class Ledger:
                 transaction.execute("DELETE FROM run WHERE id = ?", (run.id,))
         for run in runs:
             lease.drop(self.state.fd, run.id)
-        self.state.read("PRAGMA incremental_vacuum")
         self.state.read("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
