@@ -25,6 +25,7 @@ MADE_EQUAL = (
     (r"\b[0-9a-hjkmnp-tv-z]{26}\b", "ID"),
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
     (r"\b[\d.]+ (ms|s)\b", "T"),
+    (r"\bhost:[\w.-]+", "HOST"),
     (r"/tmp/sidecar-\w+", "KEPT"),
     (r" {2,}", "  "),
 )
@@ -115,7 +116,16 @@ def test_the_readme_has_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "DESIGN.md", "CHANGELOG.md", "wrappers/README.md", "sidecar/store/README.md", POSTGRES]
+    "page",
+    [
+        "README.md",
+        "DESIGN.md",
+        "CHANGELOG.md",
+        "wrappers/README.md",
+        "sidecar/once/README.md",
+        "sidecar/store/README.md",
+        POSTGRES,
+    ],
 )
 def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text()):
