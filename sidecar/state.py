@@ -89,6 +89,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
+# No database is smaller than its smallest page.
+_SMALLEST = 512
 _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 10, 11, 13, 14, 26
 
 
@@ -172,15 +174,18 @@ class State:
     def _open_folder(self) -> int:
         try:
             os.makedirs(os.path.dirname(self.folder), exist_ok=True)
+            made = True
             try:
                 os.mkdir(self.folder, 0o700)
             except FileExistsError:
-                pass
+                made = False
             fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             why = "it is no directory, or a link" if error.errno in (errno.ENOTDIR, errno.ELOOP) else error.strerror
             raise Unreachable(f"state cannot be kept in {self.folder}: {why}; name another directory with --state") from None
         try:
+            if made:
+                os.fchmod(fd, 0o700)  # whatever the umask took
             about = os.fstat(fd)
             if about.st_uid != os.geteuid():
                 raise Unreachable(f"state cannot be kept in {self.folder}: it is user {about.st_uid}'s; name one of your own")
@@ -210,12 +215,16 @@ class State:
             return True
         if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
             raise Unreachable(f"{self.path} is not a file of this user's alone (mode 0600)")
+        if 0 < about.st_size < _SMALLEST:  # which SQLite takes for an empty one, and writes over
+            raise Corrupt(f"{self.path} is no store of sidecar's; move it away, or use another --state")
         return about.st_size == 0
 
     def _connect(self) -> None:
         try:
             try:
-                os.close(os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
+                made = os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+                os.fchmod(made, 0o600)
+                os.close(made)
             except FileExistsError:
                 pass
             self._connection = _sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
