@@ -114,6 +114,22 @@ def test_an_end_that_only_the_ledger_knows_is_gone_on_from(pod: Pod) -> None:
     assert found.state == DONE
 
 
+def test_an_end_that_only_the_record_knows_is_put_into_the_ledger(pod: Pod) -> None:
+    """The container was killed when the record had been told, and the ledger had not."""
+    pod.say("mountdone")
+    assert pod.wrap(*ALONE, "--", *appends(pod, "echo done; exit 4")).wait() == 4
+    with Ledger(ledger_of(pod)) as ledger, ledger.state.write() as transaction:
+        transaction.execute("UPDATE run SET state = 'running', code = 0, finished = 0")
+    assert [run.state for run in runs(pod)] == [UNKNOWN]
+    again = pod.wrap(*ALONE, "--", *appends(pod, "echo done; exit 4"))
+    assert again.wait() == 4
+    assert again.out == "done\n"
+    run = runs(pod)[0]
+    assert (run.state, run.exit.code) == (FINISHED, 4)
+    assert run.started <= run.finished
+    assert bytes_left(pod) == "x"
+
+
 def test_a_ledger_that_outlives_the_directory_keeps_the_command_from_running_in_another(pod: Pod, tmp_path: Path) -> None:
     pod.say("mountdone")
     given = ("--state", tmp_path / "state", "--instance", "a pod/app")

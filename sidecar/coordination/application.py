@@ -4,7 +4,8 @@
 so there is one loop with one place to wait, for what peers say, for signals and for the end of the command alike.
 
 With `once` the claim, what the command writes and how it ends are kept in a ledger as well (sidecar.once), and a later life
-writes the same again. The ledger is told first, so that the record never knows more.
+writes the same again. The claim comes first there and the end last: peers act on the record, so it must not know less, and a
+life that finds an end in the record which the ledger misses puts it there.
 
 Order matters in two places. The claim (`started`) is published before the command begins, so that no later life begins it
 again. The end (`exit`) is published before any battery is asked to save, so that a life that dies in between asks again.
@@ -168,13 +169,16 @@ class _Application:
         # 12 ms, for those alone who ask for it.
         from sidecar.once.asked import as_it_is
         from sidecar.once.instance import instance_of
-        from sidecar.once.ledger import FAILED_TO_START, FINISHED, Ledger
+        from sidecar.once.ledger import FAILED_TO_START, FINISHED, UNKNOWN, Ledger
 
         try:
             instance = once.instance or instance_of({}, self.directory.identity())
             self.asked = as_it_is(instance, once.name, self.command, os.getcwd())
             self.ledger = Ledger(once.folder or self.directory.ledger())
             found = self.ledger.find(self.asked.instance, self.asked.name)
+            if found is not None and found.state == UNKNOWN and self.me.exit is not None:
+                ended = max((when for state, when in self.me.times if state == EXITED), default=self.me.last)
+                found = self.ledger.complete(found, self.me.exit, int(ended * 1e6))
         except errors.SidecarError as error:
             if not self.me.started:
                 return Problem(error.status, APPLICATION, str(error))
@@ -342,19 +346,22 @@ class _Application:
         return child
 
     def _over(self, exit_: Exit) -> None:
-        if self.claim is not None:
-            self._write_end(self.claim, exit_)
+        begun = self.child is not None
         self.child = None
         self.kill_at = protocol.FOREVER
-        self._enter(EXITED, exit=exit_)
-
-    def _write_end(self, claim: Claim, exit_: Exit) -> None:
-        from sidecar.once.ledger import FAILED_TO_START, FINISHED, Heard
-
-        begun = self.child is not None and self.recorder is not None
-        heard = self.recorder.close() if begun and self.recorder is not None else Heard()
+        if self.claim is not None and self.recorder is not None:
+            self.claim.keep_last(self.recorder.close())
         try:
-            claim.finish(exit_, heard, state=FINISHED if begun else FAILED_TO_START)
+            self._enter(EXITED, exit=exit_)
+        finally:
+            if self.claim is not None:
+                self._write_end(self.claim, exit_, begun=begun)
+
+    def _write_end(self, claim: Claim, exit_: Exit, *, begun: bool) -> None:
+        from sidecar.once.ledger import FAILED_TO_START, FINISHED
+
+        try:
+            claim.finish(exit_, state=FINISHED if begun else FAILED_TO_START)
         except errors.Unreachable as error:
             self.tell(str(error))  # The record has it.
 

@@ -265,6 +265,14 @@ class Ledger:
         run = Run(number, asked.instance, asked.name, RUNNING, asked.kept_command, asked.directory, me, at)
         return Claim(self, asked, replace(run, variables=self._variables(number)), fd)
 
+    def complete(self, run: Run, exit_: Exit, finished: int) -> Run:
+        """Write how a run of unknown outcome ended, for somebody who knows it from elsewhere, and return it. Unreachable."""
+        ended = replace(run, state=FINISHED if run.started else FAILED_TO_START, exit=exit_, finished=finished)
+        with self.state.write() as transaction:
+            _write_end(transaction, ended)
+        lease.drop(self.state.fd, run.id)
+        return ended
+
     # --- forgetting
 
     def forget(self, instance: str, name: str) -> Run:
@@ -328,19 +336,30 @@ class Claim:
         with self.ledger.state.write(durable=False) as transaction:
             _insert_pieces(transaction, self.run.id, pieces)
 
-    def finish(self, exit_: Exit, heard: Heard = Heard(), *, state: str = FINISHED) -> Run:  # noqa: B008
+    def keep_last(self, heard: Heard) -> None:
+        """Keep the last of what the program wrote, and how much it was, for `finish` or, should this process die, `complete`."""
+        self._note(heard)
+        try:
+            with self.ledger.state.write(durable=False) as transaction:
+                _insert_pieces(transaction, self.run.id, heard.pieces)
+                _write_sums(transaction, self.run)
+        except Unreachable as error:
+            self._leave_out(heard.pieces, str(error))
+
+    def finish(self, exit_: Exit, heard: Heard | None = None, *, state: str = FINISHED) -> Run:
         """Write how it ended and the last of what it wrote, and let go; return the run as it is kept.
 
         Where the ledger takes no more, the end stands in the lease, in room that was there before the program began.
         """
-        self.run = replace(
-            self.run, state=state, finished=now(), exit=exit_, stdout=heard.stdout, stderr=heard.stderr, cut=heard.cut
-        )
+        if heard is not None:
+            self._note(heard)
+        pieces = heard.pieces if heard is not None else ()
+        self.run = replace(self.run, state=state, finished=now(), exit=exit_)
         try:
             try:
-                self._write(heard.pieces)
+                self._write(pieces)
             except Unreachable as error:
-                self._leave_out(heard.pieces, str(error))
+                self._leave_out(pieces, str(error))
                 lease.write_words(self._fd, _words(self.run))
                 self._write(())
             lease.drop(self.ledger.state.fd, self.run.id)
@@ -358,6 +377,9 @@ class Claim:
         with self.ledger.state.write() as transaction:
             _insert_pieces(transaction, self.run.id, pieces)
             _write_end(transaction, self.run)
+
+    def _note(self, heard: Heard) -> None:
+        self.run = replace(self.run, stdout=heard.stdout, stderr=heard.stderr, cut=heard.cut)
 
     def _leave_out(self, pieces: Sequence[Piece], why: str) -> None:
         lost = {stream: sum(len(p.bytes) for p in pieces if p.stream == stream) for stream in (STDOUT, STDERR)}
@@ -482,6 +504,13 @@ def _write_end(transaction: Transaction, run: Run) -> None:
         "UPDATE run SET state = ?, started = ?, finished = ?, code = ?, signal = ?, reason = ?, instead = ?, "
         "stdout = ?, stdout_kept = ?, stderr = ?, stderr_kept = ?, cut = ? WHERE id = ? AND state = ?",
         (*_ends(run), run.id, RUNNING),
+    )
+
+
+def _write_sums(transaction: Transaction, run: Run) -> None:
+    transaction.execute(
+        "UPDATE run SET stdout = ?, stdout_kept = ?, stderr = ?, stderr_kept = ?, cut = ? WHERE id = ?",
+        (run.stdout.total, run.stdout.kept, run.stderr.total, run.stderr.kept, run.cut, run.id),
     )
 
 
