@@ -122,6 +122,7 @@ class State:
         self.folder = os.path.abspath(folder)
         self.path = os.path.join(self.folder, FILE)
         self._connection: _sqlite3.Connection | None = None
+        self._durable: bool | None = None  # what the connection was told last
         self.fd = self._open_folder()
         try:
             fresh = self._check_file()
@@ -274,7 +275,9 @@ class Transaction:
         self._state, self._durable = state, durable
 
     def __enter__(self) -> Self:
-        self.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
+        if self._state._durable is not self._durable:
+            self.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
+            self._state._durable = self._durable
         self.execute("BEGIN IMMEDIATE")
         return self
 

@@ -29,12 +29,16 @@ _STOP = b" .\n"
 
 def take(state: int, number: int) -> int:
     """Return the locked file of run `number` below the folder `state`; OSError where there is no room for it."""
-    try:
-        os.mkdir(FOLDER, 0o700, dir_fd=state)
-    except FileExistsError:
-        pass
     # It may be there: of one who died before the claim was committed, which gave the number back.
-    fd = os.open(_path(number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=state)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(_path(number), flags, 0o600, dir_fd=state)
+    except FileNotFoundError:
+        try:
+            os.mkdir(FOLDER, 0o700, dir_fd=state)
+        except FileExistsError:
+            pass
+        fd = os.open(_path(number), flags, 0o600, dir_fd=state)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
