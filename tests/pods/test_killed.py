@@ -266,6 +266,33 @@ def test_an_application_that_crashes_while_it_runs_is_not_begun_again_and_nothin
     assert run.saved() == set()
 
 
+def test_with_once_an_application_that_crashes_when_it_has_run_writes_the_same_again_and_one_bundle_is_saved(run: Run) -> None:
+    script = f"echo the result; echo a warning >&2; {WAITS}; exit 0"
+    played = run.play(two(script, "-q", "--once", "app", restart="OnFailure"))
+    run.until_it_runs()
+    run.until_it_saves("fuse")
+    assert played.file("coord", "initupload").exists()
+    played.crash("application")
+    assert played.wait() == {"application": 0, "fuse": 0}, played.told()
+    assert played.status("application").restarts == 1
+    assert run.begun == 1
+    assert played.out("application") == "the result\n" * 2
+    assert played.err("application") == "a warning\n" * 2
+    assert len(run.store.bundles("results")) == 2  # that of before, and this
+    assert run.saved() == {"results"}
+    assert content(run.store, "results@latest", run.folder / "new")["file"] == b"new\n"
+
+
+def test_with_once_an_application_that_crashes_while_it_runs_is_not_begun_again_and_it_is_said_how_it_could_be(run: Run) -> None:
+    played = run.play(two(WAITS, "-q", "--once", "app", restart="OnFailure"))
+    run.until_it_runs()
+    played.crash("application")
+    played.until(lambda: played.status("application").restarts >= 2, "it has come back twice")
+    played.until(lambda: played.status("application").exit == 125, "it says what it cannot know")
+    assert run.begun == 1
+    assert run.saved() == set()
+
+
 # --- the end of the pod ------------------------------------------------------------------------------------------------
 
 
