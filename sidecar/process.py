@@ -115,6 +115,17 @@ def identity(pid: int) -> Identity | None:
         return None
 
 
+_own: Identity | None = None
+
+
+def own_identity() -> Identity | None:
+    """Return who this process is, as `identity` does; it stays so, and is asked for once, and again in what was forked."""
+    global _own
+    if _own is None or _own.pid != os.getpid():
+        _own = identity(os.getpid())
+    return _own
+
+
 def boot() -> str:
     """Return the id of this life of the machine; "" where there is no /proc."""
     try:

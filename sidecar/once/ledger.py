@@ -243,7 +243,7 @@ class Ledger:
         return found
 
     def _claim(self, asked: Asked) -> Claim | None:
-        me = process.identity(os.getpid())
+        me = process.own_identity()
         if me is None:
             raise Unreachable("a run cannot be claimed without /proc: nobody could tell whether its owner is alive")
         at, fd, number = now(), -1, 0
@@ -263,7 +263,9 @@ class Ledger:
                 raise Unreachable(f"cannot claim {asked.name} in {self.state.folder}: {error.strerror}") from None
             raise
         run = Run(number, asked.instance, asked.name, RUNNING, asked.kept_command, asked.directory, me, at)
-        return Claim(self, asked, replace(run, variables=self._variables(number)), fd)
+        if asked.environment:
+            run = replace(run, variables=self._variables(number))
+        return Claim(self, asked, run, fd)
 
     def complete(self, run: Run, exit_: Exit, finished: int) -> Run:
         """Write how a run of unknown outcome ended, for somebody who knows it from elsewhere, and return it. Unreachable."""
@@ -473,7 +475,7 @@ def _insert(transaction: Transaction, asked: Asked, me: Identity, at: int) -> in
 def _insert_pieces(transaction: Transaction, number: int, pieces: Sequence[Piece]) -> None:
     for piece in pieces:
         transaction.execute(
-            "INSERT INTO output VALUES (?, ?, ?, ?, ?)", (number, piece.number, piece.stream, piece.at, piece.bytes)
+            "INSERT OR IGNORE INTO output VALUES (?, ?, ?, ?, ?)", (number, piece.number, piece.stream, piece.at, piece.bytes)
         )
 
 
