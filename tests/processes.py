@@ -215,6 +215,14 @@ class Started:
         return self._err.read_text(errors="replace")
 
     @property
+    def out_bytes(self) -> bytes:
+        return self._out.read_bytes()
+
+    @property
+    def err_bytes(self) -> bytes:
+        return self._err.read_bytes()
+
+    @property
     def running(self) -> bool:
         return self.popen.poll() is None
 

@@ -60,6 +60,12 @@ class Recorder:
         for fd in self.streams:
             os.close(fd)
 
+    def discard(self) -> None:
+        """Let go of our own ends: there is no more to read, or nothing was begun."""
+        for fd in self._reads:
+            os.close(fd)
+        self._reads.clear()
+
     def start(self, done: Callable[[], None]) -> None:
         """Pump in a thread, until `ended` is called; call `done` from there when all is read."""
         over, self._tell = os.pipe2(os.O_CLOEXEC)
@@ -74,8 +80,10 @@ class Recorder:
             self.pump(over)
         finally:
             os.close(over)
-            self.done = True
-            done()
+            with self._mine:
+                self.done = True
+                if not self._closed:  # or whoever was to be told has gone
+                    done()
 
     def pump(self, over: int) -> None:
         """Read, pass on and keep until the program is over, which `over` tells by being readable, and nothing is left to read.
@@ -96,9 +104,7 @@ class Recorder:
                     os.close(fd)
             if self._lot and (self._size >= LOT or time.monotonic() >= self._due):
                 self._keep()
-        for fd in self._reads:
-            os.close(fd)
-        self._reads.clear()
+        self.discard()
 
     def close(self) -> Heard:
         """Stop keeping, and return what was heard."""
@@ -168,15 +174,16 @@ class Recorder:
         with self._mine:
             if self._closed:
                 return
-            lot, self._lot, self._size = self._lot, [], 0
             try:
-                self._claim.keep(lot)
+                self._claim.keep(self._lot)
             except Unreachable as error:
                 # The program is not stopped for it. Nothing behind a gap is kept: it would look whole.
                 self._cut = str(error)
                 self._limit = 0
-                for piece in lot:
+                for piece in self._lot:
                     self._kept[piece.stream] -= len(piece.bytes)
+            # Last: where Ctrl-C comes in between, they are kept again.
+            self._lot, self._size = [], 0
 
 
 def writer(targets: tuple[int, int]) -> Callable[[Piece], None]:

@@ -169,6 +169,9 @@ def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: p
         try:
             environment = {**process.environment_given(), **dict(asked.environment)}
             child = process.spawn(asked.command, environment, streams=recorder.streams, directory=asked.directory)
+        except BaseException:
+            recorder.discard()
+            raise
         finally:
             recorder.begun()
     except process.NotStarted as error:
@@ -176,13 +179,16 @@ def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: p
     except OSError as error:  # no more processes or descriptors
         reason = f"{asked.command[0]}: cannot be begun: {error.strerror}"
         return claim.finish(Exit(NOT_EXECUTABLE, reason=reason), state=FAILED_TO_START)
-    claim.begun()
     try:
+        claim.begun()
         if queue is not None:
             _be_its_init(child, recorder, queue)
         else:
             _wait(child, recorder)
     finally:
+        if not child.ended:  # no more threads or descriptors: nobody would be there to tell how it ends
+            child.send(process.SIGKILL)
+            process.wait(child)
         run = claim.finish(Exit(child.code, child.signal), recorder.close())
     return run
 
