@@ -282,14 +282,14 @@ def measure(sizes: Sizes, folder: str | None) -> Found:
 
 def print_table(found: Found) -> None:
     print(", ".join(f"{what} {how}" for what, how in found.machine.items()) + "\n")
-    rows: list[tuple[str, ...]] = [("", "", "n", "median", "p99", "ours / it"), ("---", "---", "---:", "---:", "---:", "---:")]
+    rows: list[tuple[str, ...]] = [("", "", "n", "median", "p99", "ours / this"), ("---", "---", "---:", "---:", "---:", "---:")]
     for kinds in (found.claims, found.replays, found.first):
         rows += [
             (*head(kinds, i), str(len(kind.taken)), f"{kind.median:.3g} ms", f"{kind.p99:.3g} ms", ratio(kinds, i))
             for i, kind in enumerate(kinds.kinds)
         ]
     print_rows(rows)
-    rows = [("", "", "n", "median", "MiB/s", "ours / it"), ("---", "---", "---:", "---:", "---:", "---:")]
+    rows = [("", "", "n", "median", "MiB/s", "ours / this"), ("---", "---", "---:", "---:", "---:", "---:")]
     rows += [
         (
             *head(found.throughput, i),
