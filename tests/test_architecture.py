@@ -30,10 +30,11 @@ LAYERS = (
     ("batteries",),
     ("mount",),  # a bundle as a read-only file system
     ("store",),
-    ("process",),
+    ("once",),
+    ("process", "state"),
     ("linux",),  # what both processes and signals ask of the kernel
     ("parameters",),
-    ("errors",),
+    ("errors", "exits"),
     ("values", "figures", "sidecar"),  # leaves: they import nothing of ours. `sidecar` is __init__.py, which holds the version
 )
 # Who alone may import a module that is below many, and why.
@@ -41,7 +42,8 @@ RESERVED_FOR = {
     "figures": ({"cli", "coordination.report"}, "figures are for people; report explains to them, all other modules decide"),
     "linux": ({"process", "coordination.signals", "store.second", "batteries.postgres.programs"}, "all else asks those"),
     "sidecar": ({"cli"}, "the version is for people"),
-    "process": ({"cli", "coordination"}, "a battery and a store start no containers' commands"),
+    "once": ({"cli", "coordination"}, "a battery and a store do as often as they are asked what they are asked"),
+    "process": ({"cli", "coordination", "once"}, "a battery and a store start no containers' commands"),
     "testing": (set(), "it is for tests, ours and others'"),
 }
 # Inside coordination, top to bottom; one line's modules do not know each other.
@@ -57,10 +59,12 @@ PURE = (
     "batteries/postgres/visibility.py",
     "coordination/protocol.py",
     "mount/protocol.py",
+    "once/asked.py",
     "parameters/*.py",
     "store/format.py",
     "store/reference.py",
     "errors.py",
+    "exits.py",
     "figures.py",
     "values.py",
 )
@@ -87,6 +91,9 @@ FOR_THE_CLI = {
     "input",
 }
 ELSEWHERE = {
+    "once/ledger.py": {
+        "os.environ": "whoever calls Ledger() has no command line of ours that could say where it is and in which instance",
+    },
     "store/filesystem.py": {
         "os.environ": "whoever hands bundle:// to pandas has no command line of ours that could say where the store is",
     },
@@ -370,12 +377,13 @@ def test_importing_sidecar_imports_nothing_else_of_ours() -> None:
     [
         ("-c", "{coord}", "-b", "fuse", "--save", "never", "--", "true"),
         ("-c", "{coord}", "-b", "fuse", "--save", "never", "--", "false"),
+        ("-c", "{coord}", "-b", "fuse", "--save", "never", "--once", "n", "--", "echo", "kept"),
         ("-c", "{coord}", "-b", "fuse", "-b", "plugin", "--appear-timeout", "0", "--", "true"),
         ("-c", "{coord}/nothing", "-b", "fuse", "--", "true"),
         ("-c", "{coord}", "-b", "fuse", "--nonsense"),
         ("--help",),
     ],
-    ids=["runs", "fails", "waits", "finds no directory", "is misused", "helps"],
+    ids=["runs", "fails", "runs once", "waits", "finds no directory", "is misused", "helps"],
 )
 def test_wrap_application_never_imports_what_is_heavy(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "mountdone").touch()

@@ -30,8 +30,9 @@ from sidecar import process
 from sidecar.errors import DeadlinePassed, OutcomeUnknown, SourceMissing, UsageError
 from sidecar.once import Ledger
 from sidecar.once.asked import ask, expand
+from sidecar.once.facts import RUNNING, UNKNOWN, OtherRun, Run, moment
 from sidecar.once.instance import instance_of
-from sidecar.once.ledger import RUNNING, UNKNOWN, Claim, OtherRun, Run, moment
+from sidecar.once.ledger import Claim
 from sidecar.once.run import follow
 from sidecar.state import FILE
 from sidecar.values import replace

@@ -19,7 +19,8 @@ import pytest
 from processes import HANG, Pod, Started, until
 
 from sidecar.coordination.protocol import DONE, EXITED, FAILED, RUNNING
-from sidecar.once.ledger import FINISHED, UNKNOWN, Ledger, Run
+from sidecar.once.facts import FINISHED, UNKNOWN, Run
+from sidecar.once.ledger import Ledger
 
 ONCE = ("-b", "fuse", "--once", "app")
 ALONE = (*ONCE, "--save", "never", "-q")

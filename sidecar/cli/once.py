@@ -23,8 +23,9 @@ from sidecar.cli.listing import json_option, print_json, print_table
 from sidecar.errors import SidecarError, UsageError
 from sidecar.figures import amount, counted, duration
 from sidecar.once.asked import ask
+from sidecar.once.facts import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, moment, unknown
 from sidecar.once.instance import instance_of
-from sidecar.once.ledger import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Ledger, Piece, Run, moment, unknown
+from sidecar.once.ledger import Ledger
 from sidecar.once.recorder import writer
 from sidecar.once.run import Result, follow, run_once
 from sidecar.state import state_folder

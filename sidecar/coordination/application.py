@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from sidecar.coordination.protocol import Battery
     from sidecar.coordination.signals import Watch
     from sidecar.once.asked import Asked
-    from sidecar.once.ledger import Claim, Ledger, Run
+    from sidecar.once.facts import Run
+    from sidecar.once.ledger import Claim, Ledger
     from sidecar.once.recorder import Recorder
 
 # What ends a wait: the signals whose default action ends a process and that people and kubelets send.
@@ -168,8 +169,9 @@ class _Application:
         """Open the ledger, and give back what an earlier life left there; return why that cannot be where that matters."""
         # 12 ms, for those alone who ask for it.
         from sidecar.once.asked import as_it_is
+        from sidecar.once.facts import FAILED_TO_START, FINISHED, UNKNOWN
         from sidecar.once.instance import instance_of
-        from sidecar.once.ledger import FAILED_TO_START, FINISHED, UNKNOWN, Ledger
+        from sidecar.once.ledger import Ledger
 
         try:
             instance = once.instance or instance_of({}, self.directory.identity())
@@ -310,8 +312,9 @@ class _Application:
 
     def _claim(self, asked: Asked) -> bool:
         """Claim the command in the ledger; where it ran already its end is this life's, too."""
-        from sidecar.once.ledger import RUNNING as UNDER_WAY
-        from sidecar.once.ledger import UNKNOWN, Claim, unknown
+        from sidecar.once.facts import RUNNING as UNDER_WAY
+        from sidecar.once.facts import UNKNOWN, unknown
+        from sidecar.once.ledger import Claim
 
         assert self.ledger is not None
         try:
@@ -358,7 +361,7 @@ class _Application:
                 self._write_end(self.claim, exit_, begun=begun)
 
     def _write_end(self, claim: Claim, exit_: Exit, *, begun: bool) -> None:
-        from sidecar.once.ledger import FAILED_TO_START, FINISHED
+        from sidecar.once.facts import FAILED_TO_START, FINISHED
 
         try:
             claim.finish(exit_, state=FINISHED if begun else FAILED_TO_START)

@@ -1,8 +1,9 @@
 """A program that runs at most once, and what came of it: for whoever asks again the same answer, byte for byte.
 
     asked      what is to be run, as it is run and as it is kept; what differs from what ran                       pure
+    facts      what is known of a run, as whoever asks is told it
     lease      who lives: a lock that the kernel drops, with room for the last words of a run whose disk is full
-    ledger     the facts: claim, keep, finish, find, forget
+    ledger     where the facts stand: claim, keep, finish, find, forget
     recorder   what a program writes: passed on and kept
     run        run it or, where that was done, give back what came of it
 

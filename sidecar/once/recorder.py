@@ -16,11 +16,13 @@ import select
 import time
 
 from sidecar.errors import Unreachable
-from sidecar.once.ledger import LIMIT, STDERR, STDOUT, Claim, Heard, Piece, Written, now
+from sidecar.once.facts import LIMIT, STDERR, STDOUT, Heard, Piece, Written, now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sidecar.once.ledger import Claim
 
 # When what was read goes to the ledger: so many seconds after the first of it, for whoever follows; so many bytes at the latest.
 OFTEN = 0.05

@@ -13,7 +13,7 @@ import time
 from sidecar import process
 from sidecar.errors import NOT_EXECUTABLE, DeadlinePassed, Interrupted, OutcomeUnknown
 from sidecar.exits import Exit
-from sidecar.once.ledger import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Claim, Ledger, Piece, Run, unknown
+from sidecar.once.facts import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, unknown
 from sidecar.once.recorder import Recorder, writer
 
 TYPE_CHECKING = False
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sidecar.once.asked import Asked
+    from sidecar.once.ledger import Claim, Ledger
 
 ENDING = (process.SIGHUP, process.SIGINT, process.SIGQUIT, process.SIGTERM)
 # How often a run that is under way is looked at by those who follow it, in seconds: 20 us each time.
@@ -123,7 +124,7 @@ def run_once(
     queue = signals() if signals is not None and ledger.find(asked.instance, asked.name) is None else None
     try:
         claimed = ledger.claim(asked)
-        if isinstance(claimed, Claim):
+        if not isinstance(claimed, Run):
             return Result(ledger, _execute(claimed, targets, limit, queue), restored=False)
     finally:
         if queue is not None:
