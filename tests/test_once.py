@@ -30,7 +30,7 @@ from sidecar import process
 from sidecar.errors import DeadlinePassed, OutcomeUnknown, SourceMissing, UsageError
 from sidecar.once import Ledger
 from sidecar.once.asked import ask, expand
-from sidecar.once.facts import RUNNING, UNKNOWN, OtherRun, Run, moment
+from sidecar.once.facts import RUNNING, UNKNOWN, OtherRun, Piece, Run, moment
 from sidecar.once.instance import instance_of
 from sidecar.once.ledger import Claim
 from sidecar.once.run import follow
@@ -57,6 +57,7 @@ class Asking:
         self.env = {"SIDECAR_STATE": str(self.state), "POD_UID": "", "CONTAINER_NAME": ""}
 
     def words(self, name: str, *command: str, options: Sequence[str] = ()) -> list[str]:
+        """Return the words of `sidecar once run`."""
         return [SIDECAR, "once", "run", "--name", name, "--instance", INSTANCE, *options, "--", *command]
 
     def run(self, name: str, *command: str, options: Sequence[str] = (), **how: Any) -> Answer:
@@ -69,7 +70,9 @@ class Asking:
         return self.answer(SIDECAR, "once", what, *where, *words)
 
     def answer(self, *words: str, env: dict[str, str] | None = None, **how: Any) -> Answer:
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": HANG, **how}
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": HANG, **how}
+        if "input" not in how:
+            how["stdin"] = subprocess.DEVNULL
         ran = subprocess.run(words, env={**os.environ, **self.env, **(env or {})}, **how)
         return Answer(ran.returncode, ran.stdout, ran.stderr)
 
@@ -281,6 +284,34 @@ def test_a_run_that_is_forgotten_while_it_is_followed_is_unknown_to_whoever_foll
     assert ledger.runs() == []
 
 
+def test_a_run_that_is_forgotten_while_it_is_replayed_does_not_look_whole(once: Asking, ledger: Ledger) -> None:
+    script = "for i in $(seq 200); do echo $i; echo $i >&2; sleep 0.001; done"
+    run = ledger.run_once("n", ["sh", "-c", script], instance=INSTANCE).run
+    pieces: list[Piece] = []
+
+    def forget_and_keep(piece: Piece) -> None:
+        if not pieces:
+            with once.ledger() as another:
+                another.forget(INSTANCE, "n")
+        pieces.append(piece)
+
+    with pytest.raises(OutcomeUnknown, match="was forgotten while it was followed"):
+        follow(ledger, run, forget_and_keep)
+    assert 0 < sum(len(piece.bytes) for piece in pieces) < run.stdout.kept + run.stderr.kept
+
+
+def test_a_reader_that_goes_away_ends_whoever_follows_and_nobody_else(once: Asking, pod: Pod) -> None:
+    first = once.start_held("n", after="head -c 1000000 /dev/zero; exit 7")
+    read, write = os.pipe()
+    second = once.start("n", "sh", "-c", once.held("n", after="head -c 1000000 /dev/zero; exit 7"), stdout=write)
+    os.close(write)
+    assert os.read(read, 100) == b"one\n"
+    os.close(read)
+    once.let_go("n")
+    assert second.wait() == 141
+    assert (first.wait(), len(first.out_bytes)) == (7, 1_000_004)
+
+
 # --- what is given back: how it ended ----------------------------------------------------------------------------------
 
 
@@ -409,6 +440,15 @@ def test_the_cap_is_on_each_stream_to_the_byte(ledger: Ledger) -> None:
     assert (result.run.stdout.total, result.run.stdout.kept) == (15, 9)
     whole = ledger.run_once("m", command, instance=INSTANCE, limit=15)
     assert (whole.stdout, whole.run.cut) == (b"12345" * 3, "")
+
+
+def test_a_program_left_behind_that_never_stops_writing_is_not_read_for_ever(once: Asking, pod: Pod) -> None:
+    script = f"yes & echo $! > {pod.file('yes')}; head -c 100000 /dev/zero; exit 4"
+    first = once.run("n", "sh", "-c", script)
+    assert first.status == 4
+    assert first.out.count(b"\0") == 100_000
+    assert once.run("n", "sh", "-c", script) == first
+    until(lambda: gone(int(pod.file("yes").read_text())), "nobody reads what it writes", pod)
 
 
 def test_what_a_program_left_behind_writes_later_is_not_waited_for(ledger: Ledger) -> None:
@@ -543,6 +583,12 @@ def test_a_redacted_value_is_nowhere_in_the_folder_whoever_refers_to_it(once: As
     assert shown["environment"] == {"KEY": None, "URL": "db://u:$(KEY)@h"}
     assert shown["command"][-2:] == ["$(KEY)", "x$(KEY)"]
     assert b"KEY (redacted)" in once.tell("show", "n").out
+
+
+def test_a_secret_that_is_no_program_is_not_told(once: Asking) -> None:
+    found = once.run("n", "$(KEY)/x", options=["-e", "KEY", "--redact", "KEY"], env={"KEY": SECRET})
+    assert found == Answer(127, b"", b"sidecar: $(KEY)/x: not found\n")
+    assert not [path for path in once.state.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
 def test_with_the_same_secret_it_is_the_same_run_and_with_another_it_is_not(once: Asking) -> None:
@@ -945,6 +991,25 @@ def test_sigterm_reaches_the_program_and_how_it_ended_is_kept(once: Asking, pod:
     found = once.run("n", "sh", "-c", once.held("n", script))
     assert (found.status, found.out.decode()) == (status, first.out)
     assert found.out == {9: b"one\ngot\n", 143: b"one\n", 7: b"one\ntwo\n"}[status]
+
+
+def test_its_stdin_is_that_of_whoever_runs_it(once: Asking, pod: Pod) -> None:
+    for given_, expected in ((b"one", b"one"), (b"two", b"one")):
+        assert once.run("n", "cat", input=given_).out == expected
+
+
+def test_a_working_directory_that_is_gone_is_told(once: Asking, pod: Pod) -> None:
+    pod.file("gone").mkdir()
+    found = once.answer("sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *once.words("n", "true"), cwd=pod.file("gone"))
+    assert (found.status, found.err) == (2, b"sidecar: the working directory is gone; name another with --directory DIR\n")
+    assert once.run("n", "true", options=["--directory", "/"]).status == 0
+
+
+def test_without_a_home_it_is_asked_where_state_is_to_be(once: Asking) -> None:
+    nowhere = {"SIDECAR_STATE": "", "XDG_STATE_HOME": "", "HOME": ""}
+    found = once.answer(SIDECAR, "once", "run", "--name", "n", "--", "echo", "ran", env=nowhere)
+    assert (found.status, found.out) == (78, b"")
+    assert b"--state DIR or SIDECAR_STATE" in found.err
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

@@ -148,7 +148,7 @@ def run(
         where.instance(instance),
         name,
         command,
-        os.path.realpath(directory or os.getcwd()),
+        os.path.realpath(directory or _here()),
         dict(map(_variable, given)),
         os.environ,
         redact,
@@ -174,6 +174,13 @@ def run(
     else:
         _tell_problem(result)
     return result.status
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory is gone; name another with --directory DIR") from None
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -11,8 +11,10 @@ does. The claim is the pump's until it is done; whoever gives up waiting for it 
 from __future__ import annotations
 
 import _thread
+import fcntl
 import os
 import select
+import sys
 import time
 
 from sidecar.errors import Unreachable
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 OFTEN = 0.05
 LOT = 256 << 10
 _PIPE = 64 << 10
+_FIONREAD = 0x541B  # of termios, which is not at hand in the static wrapper
 
 
 class Recorder:
@@ -130,6 +133,8 @@ class Recorder:
     def _read(self, fd: int, *, to_the_end: bool) -> bool:
         """Read what there is, once or `to_the_end`; False where there will be no more."""
         stream = self._reads[fd]
+        # No more than there is now: what was left behind may write as fast as we read.
+        left = _held(fd) if to_the_end else 0
         while True:
             try:
                 data = os.read(fd, _PIPE)
@@ -142,7 +147,8 @@ class Recorder:
             self._note(stream, at, data)
             if self._size >= LOT:
                 self._keep()
-            if not to_the_end:
+            left -= len(data)
+            if left <= 0:
                 return True
 
     def _pass_on(self, stream: int, data: bytes) -> None:
@@ -186,6 +192,14 @@ class Recorder:
                     self._kept[piece.stream] -= len(piece.bytes)
             # Last: where Ctrl-C comes in between, they are kept again.
             self._lot, self._size = [], 0
+
+
+def _held(fd: int) -> int:
+    """Return how many bytes a pipe holds."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:  # some emulators: what a pipe may hold at most
+        return 1 << 20
 
 
 def writer(targets: tuple[int, int]) -> Callable[[Piece], None]:

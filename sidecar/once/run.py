@@ -141,7 +141,7 @@ def run_once(
 
 def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> Run:
     """Hand every piece that a run has written, and writes, to `write`; return it when it has ended. OutcomeUnknown."""
-    after = 0
+    after, seen = 0, 0
     while True:
         current = ledger.again(run)  # first: what it wrote is there before its end is
         if current is None:
@@ -150,10 +150,13 @@ def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> R
             while pieces := ledger.pieces(run, after):
                 for piece in pieces:
                     write(piece)
+                    seen += len(piece.bytes)
                 after = pieces[-1].number
         if current.state == UNKNOWN:
             raise unknown(current)
         if current.state != RUNNING:
+            if write is not None and seen < current.stdout.kept + current.stderr.kept and ledger.again(run) is None:
+                raise OutcomeUnknown(f"{run.name} was forgotten while it was followed")
             return current
         time.sleep(_LOOK)
 
@@ -176,9 +179,11 @@ def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: p
         finally:
             recorder.begun()
     except process.NotStarted as error:
-        return claim.finish(Exit(error.status, reason=str(error)), state=FAILED_TO_START)
+        # As it is kept: a secret that was put in does not come back by its being no program.
+        reason = str(error).replace(asked.command[0], asked.kept_command[0])
+        return claim.finish(Exit(error.status, reason=reason), state=FAILED_TO_START)
     except OSError as error:  # no more processes or descriptors
-        reason = f"{asked.command[0]}: cannot be begun: {error.strerror}"
+        reason = f"{asked.kept_command[0]}: cannot be begun: {error.strerror}"
         return claim.finish(Exit(NOT_EXECUTABLE, reason=reason), state=FAILED_TO_START)
     try:
         claim.begun()
