@@ -435,8 +435,7 @@ def all_at_once(count: int, work: Callable[[], object]) -> list[int]:
     return pids
 
 
-@pytest.mark.parametrize("round_", range(3))
-def test_twenty_that_make_the_same_store_at_once_all_succeed(folder: Path, round_: int) -> None:
+def check_twenty_at_once(folder: Path) -> None:
     def make() -> None:
         with State(str(folder), (ONE, TWO)) as state:
             say(state, "here")
@@ -444,6 +443,19 @@ def test_twenty_that_make_the_same_store_at_once_all_succeed(folder: Path, round
     assert ended_well(all_at_once(20, make))
     with State(str(folder), (ONE, TWO)) as state:
         assert said(state) == ["one", "two"] + ["here"] * 20
+
+
+def test_twenty_that_make_the_same_store_at_once_all_succeed(tmp_path: Path) -> None:
+    for number in range(3):
+        check_twenty_at_once(tmp_path / f"{number}")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_twenty_that_make_the_same_store_at_once_all_succeed_each_time(tmp_path: Path) -> None:
+    # Not made one at a time, it failed in one of sixty times.
+    for number in range(300):
+        check_twenty_at_once(tmp_path / f"{number}")
 
 
 @pytest.mark.parametrize("count", [2, 8])
