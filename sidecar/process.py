@@ -116,6 +116,7 @@ def identity(pid: int) -> Identity | None:
 
 
 _own: Identity | None = None
+_boot = ""
 
 
 def own_identity() -> Identity | None:
@@ -127,11 +128,14 @@ def own_identity() -> Identity | None:
 
 
 def boot() -> str:
-    """Return the id of this life of the machine; "" where there is no /proc."""
-    try:
-        return _read("/proc/sys/kernel/random/boot_id").decode().strip()
-    except OSError:
-        return ""
+    """Return the id of this life of the machine; "" where there is no /proc. Asked for once."""
+    global _boot
+    if not _boot:
+        try:
+            _boot = _read("/proc/sys/kernel/random/boot_id").decode().strip()
+        except OSError:
+            return ""
+    return _boot
 
 
 def _read(path: str) -> bytes:
@@ -225,17 +229,18 @@ def spawn(
     streams: tuple[int, int] = (1, 2),
     background: bool = False,
     directory: str | None = None,
+    called: str = "",
 ) -> Child:
     """Begin `command` in `directory` and return it; raises NotStarted. The caller's SignalQueue forwards to it and reaps it.
 
     `streams` are the descriptors that are its stdout and stderr. In the `background` its stdin is empty, and the terminal stays
-    where it is.
+    where it is. What is raised names it as it is `called`, or by its name.
     """
     if environment is None:
         environment = environment_given()
     place = _opened(directory) if directory is not None else -1
     try:
-        return _spawn(command, environment, streams, background, place)
+        return _spawn(command, environment, streams, background, place, called or command[0])
     finally:
         if place >= 0:
             os.close(place)
@@ -250,7 +255,7 @@ def _opened(directory: str) -> int:
 
 
 def _spawn(
-    command: Sequence[str], environment: Mapping[str, str], streams: tuple[int, int], background: bool, place: int
+    command: Sequence[str], environment: Mapping[str, str], streams: tuple[int, int], background: bool, place: int, called: str
 ) -> Child:
     problem, tell = os.pipe2(os.O_CLOEXEC)
     parent, group = os.getpid(), os.getpgrp()
@@ -278,8 +283,8 @@ def _spawn(
     os.waitpid(pid, 0)
     number = int(said)
     if number == errno.ENOENT:
-        raise NotStarted(NOT_FOUND, f"{command[0]}: not found")
-    raise NotStarted(NOT_EXECUTABLE, f"{command[0]}: cannot be executed: {os.strerror(number)}")
+        raise NotStarted(NOT_FOUND, f"{called}: not found")
+    raise NotStarted(NOT_EXECUTABLE, f"{called}: cannot be executed: {os.strerror(number)}")
 
 
 def environment_given() -> dict[str, str]:

@@ -22,7 +22,7 @@ import fcntl
 import os
 import stat
 
-from sidecar.errors import ConfigurationError, Corrupt, Unreachable
+from sidecar.errors import ConfigurationError, Corrupt, SourceMissing, Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 FILE = "state.sqlite3"
 # How long a writer waits for another, in seconds. Two hundred that claim at once take some seconds on two cores.
 PATIENCE = 60.0
+
+# What output that is kept leaves free on the disk, or a quarter of a small one: for ends, for tidying up, and for others there.
+RESERVE = 8 << 20
 
 # File systems that more than one kernel writes to, or whose locks are known to hold within one process or mount only.
 ELSEWHERE = (
@@ -47,6 +50,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE run (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
+            lease TEXT NOT NULL,
             instance TEXT NOT NULL,
             name TEXT NOT NULL,
             state TEXT NOT NULL,
@@ -111,22 +115,31 @@ def state_folder(environment: Mapping[str, str]) -> str:
     return os.path.join(state, "sidecar")
 
 
+class Busy(Unreachable):
+    """Another process has been writing for longer than one was ready to wait."""
+
+
 class State:
-    """The store of facts in `folder`, which is made where it is missing.
+    """The store of facts in `folder`, which is made where it is missing, unless told not to (SourceMissing).
 
     Raises Unreachable where it cannot be kept there (not this user's alone, another host's, full), ConfigurationError where a
     newer version wrote it, Corrupt where it is no such store. May be used by several threads, not at once.
     """
 
-    def __init__(self, folder: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
+    def __init__(self, folder: str, migrations: Sequence[Sequence[str]] = MIGRATIONS, *, make: bool = True) -> None:
         self.folder = os.path.abspath(folder)
         self.path = os.path.join(self.folder, FILE)
         self._connection: _sqlite3.Connection | None = None
-        self._durable: bool | None = None  # what the connection was told last
+        # What the connection was told last.
+        self._durable: bool | None = None
+        self._patience = PATIENCE
+        if not make and not os.path.lexists(self.path):
+            raise SourceMissing(f"there is nothing in {self.folder} yet")
         self.fd = self._open_folder()
         try:
             fresh = self._check_file()
             self._connect()
+            self._check_folder()
             if fresh or self._version() < len(migrations):
                 self._upgrade(migrations)
             elif self._version() > len(migrations):
@@ -160,15 +173,34 @@ class State:
 
     def read(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Return the rows that a statement finds."""
-        assert self._connection is not None
         try:
-            return self._connection.execute(sql, parameters).fetchall()
+            return self.connection.execute(sql, parameters).fetchall()
         except _sqlite3.Error as error:
             raise self._cannot("read", error) from None
 
-    def write(self, *, durable: bool = True) -> Transaction:
-        """Return a transaction to write in; it is on the disk when it is over, unless it need not be `durable`."""
-        return Transaction(self, durable)
+    def write(self, *, durable: bool = True, patience: float = PATIENCE) -> Transaction:
+        """Return a transaction to write in; it is on the disk when it is over, unless it need not be `durable`.
+
+        Busy where others have been writing for more than `patience` seconds.
+        """
+        return Transaction(self, durable, patience)
+
+    def room(self) -> int:
+        """Return how many bytes there is room for, beyond those that are left for what must not fail."""
+        about = os.fstatvfs(self.fd)
+        try:
+            # A checkpoint writes as much again, and takes nothing away from here.
+            log = os.stat(f"{FILE}-wal", dir_fd=self.fd).st_size
+        except FileNotFoundError:
+            log = 0
+        return (about.f_bavail - min(RESERVE // about.f_frsize, about.f_blocks // 4)) * about.f_frsize - log
+
+    @property
+    def connection(self) -> _sqlite3.Connection:
+        """What all goes through; Unreachable once it was closed."""
+        if self._connection is None:
+            raise Unreachable(f"{self.path} was closed")
+        return self._connection
 
     # --- opening
 
@@ -217,7 +249,7 @@ class State:
         if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
             raise Unreachable(f"{self.path} is not a file of this user's alone (mode 0600)")
         if 0 < about.st_size < _SMALLEST:  # which SQLite takes for an empty one, and writes over
-            raise Corrupt(f"{self.path} is no store of sidecar's; move it away, or use another --state")
+            raise Corrupt(f"{self.path} is no store of sidecar's; move {self.folder} away, or use another --state")
         return about.st_size == 0
 
     def _connect(self) -> None:
@@ -231,6 +263,15 @@ class State:
             self._connection = _sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         except (OSError, _sqlite3.Error) as error:
             raise self._cannot("open", error) from None
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that was moved away while it was checked: SQLite has opened the file by its path."""
+        try:
+            about, now = os.fstat(self.fd), os.stat(self.folder, follow_symlinks=False)
+        except OSError as error:
+            raise self._cannot("open", error) from None
+        if (about.st_dev, about.st_ino) != (now.st_dev, now.st_ino):
+            raise Unreachable(f"{self.folder} was moved away while it was opened")
 
     def _version(self) -> int:
         return int(self.read("PRAGMA user_version")[0][0])
@@ -261,9 +302,11 @@ class State:
             return Unreachable(f"cannot {do} {self.path}: {error.strerror}")
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (_NOTADB, _CORRUPT):
-            return Corrupt(f"{self.path} is no store of sidecar's, or damaged ({error}); move it away, or use another --state")
+            return Corrupt(
+                f"{self.path} is no store of sidecar's, or damaged ({error}); move {self.folder} away, or use another --state"
+            )
         if code in (_BUSY, _LOCKED):
-            return Unreachable(f"cannot {do} {self.path}: another process held it for more than {PATIENCE:g} s")
+            return Busy(f"cannot {do} {self.path}: another process held it for more than {self._patience:g} s")
         remedy = {_FULL: "; the disk is full", _READONLY: "; it is read-only"}.get(code, "")
         return Unreachable(f"cannot {do} {self.path}: {error}{remedy}")
 
@@ -271,10 +314,13 @@ class State:
 class Transaction:
     """One transaction: whole when it is over, or, where anything was raised in it, not at all."""
 
-    def __init__(self, state: State, durable: bool) -> None:
-        self._state, self._durable = state, durable
+    def __init__(self, state: State, durable: bool, patience: float) -> None:
+        self._state, self._durable, self._patience = state, durable, patience
 
     def __enter__(self) -> Self:
+        if self._state._patience != self._patience:
+            self.execute(f"PRAGMA busy_timeout={int(self._patience * 1000)}")
+            self._state._patience = self._patience
         if self._state._durable is not self._durable:
             self.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
             self._state._durable = self._durable
@@ -283,16 +329,13 @@ class Transaction:
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> _sqlite3.Cursor:
         """Carry out one statement."""
-        connection = self._state._connection
-        assert connection is not None
         try:
-            return connection.execute(sql, parameters)
+            return self._state.connection.execute(sql, parameters)
         except _sqlite3.Error as error:
             raise self._state._cannot("write", error) from None
 
     def __exit__(self, kind: object, *_: object) -> None:
-        connection = self._state._connection
-        assert connection is not None
+        connection = self._state.connection
         try:
             if kind is None:
                 self.execute("COMMIT")

@@ -25,7 +25,7 @@ from manifests import EXAMPLES, Pod, documents, manifests, pods
 
 from sidecar import __version__
 from sidecar.cli import wrap_application
-from sidecar.cli.times import seconds
+from sidecar.cli.measures import seconds
 from sidecar.coordination.protocol import Limits, batteries_of
 from sidecar.parameters.settings import store_name
 

@@ -5,23 +5,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import shlex
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import HANG, Pod, Started, until
+from processes import BIN, HANG, WRAP, Pod, Started, unshare, until
 
 from sidecar.coordination.protocol import DONE, EXITED, FAILED, RUNNING
-from sidecar.once.facts import FINISHED, UNKNOWN, Run
+from sidecar.once.facts import FAILED_TO_START, FINISHED, UNKNOWN, Run
 from sidecar.once.ledger import Ledger
 
+PIPE = 64 << 10  # what one holds
 ONCE = ("-b", "fuse", "--once", "app")
 ALONE = (*ONCE, "--save", "never", "-q")
 # Writes 1 MiB of any bytes to stdout, and now and then to stderr; leaves a byte for each time it was run.
@@ -53,6 +57,11 @@ def runs(pod: Pod) -> list[Run]:
 
 def out_of(started: Started) -> bytes:
     return started._out.read_bytes()
+
+
+def held(fd: int) -> int:
+    """Return how many bytes a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def appends(pod: Pod, then: str = "") -> tuple[str, ...]:
@@ -206,7 +215,7 @@ def test_in_another_directory_such_a_command_is_not_begun_either_and_it_is_said_
         again = other.wrap(*ALONE, *given, "--", *appends(pod, "sleep 300"))
         assert again.wait() == 125
         assert "its outcome is unknown" in again.err
-        assert "sidecar once forget --instance i app" in again.err
+        assert f"sidecar once forget --state {tmp_path / 'state'} --instance i -- app" in again.err
         assert other.hear_state(FAILED).error is not None
 
 
@@ -276,6 +285,44 @@ def test_the_ledger_is_its_owners_alone(pod: Pod) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in found} == {0}
 
 
+def test_another_command_in_a_later_life_is_refused_and_not_given_what_the_first_wrote(pod: Pod) -> None:
+    pod.say("mountdone")
+    assert pod.wrap(*ALONE, "--", *appends(pod, "echo first")).wait() == 0
+    again = pod.wrap(*ALONE, "--", *appends(pod, "exit 9"))
+    assert again.wait() == 125
+    assert again.out == ""
+    assert "argument 2 is another" in again.err
+    assert bytes_left(pod) == "x"
+
+
+def test_the_end_in_a_record_is_not_that_of_a_run_which_another_claimed(pod: Pod) -> None:
+    pod.say("mountdone")
+    given = ("--state", pod.file("state"), "--instance", "i")
+    assert pod.wrap(*ALONE, *given, "--", *appends(pod, "exit 4")).wait() == 4
+    with Ledger(pod.file("state")) as ledger, ledger.state.write() as transaction:
+        transaction.execute("UPDATE run SET state = 'running', lease = 'of another'")
+    assert pod.wrap(*ALONE, *given, "--", *appends(pod, "exit 4")).wait() == 4
+    with Ledger(pod.file("state")) as ledger:
+        assert [run.state for run in ledger.runs()] == [UNKNOWN]
+    assert bytes_left(pod) == "x"
+
+
+def test_what_is_printed_to_have_another_run_gives_another_run(pod: Pod) -> None:
+    pod.say("mountdone")
+    first = pod.wrap(*ALONE, "--", *appends(pod, "sleep 300"))
+    until(lambda: bytes_left(pod) == "x", "the command runs", pod)
+    first.kill()
+    (pod.folder / "other").mkdir()
+    with Pod(pod.folder / "other") as other:
+        other.say("mountdone")
+        given = ("--state", ledger_of(pod), "--instance", runs(pod)[0].instance)
+        refused = other.wrap(*ALONE, *given, "--", *appends(pod, "sleep 300"))
+        assert refused.wait() == 125
+        words = shlex.split(refused.err[refused.err.index("sidecar once") : refused.err.rindex(")")])
+        assert other.start(BIN / words[0], *words[1:]).wait() == 0
+    assert runs(pod) == []
+
+
 # --- an init all the same ----------------------------------------------------------------------------------------------
 
 
@@ -283,9 +330,10 @@ def test_a_signal_reaches_the_command_also_where_nobody_reads_what_it_writes(pod
     pod.say("mountdone")
     read, write = os.pipe()
     try:
-        script = f"trap 'touch {pod.file('heard')}; exit 6' TERM; touch {pod.file('up')}; cat /dev/zero & wait"
+        script = f"trap 'touch {pod.file('heard')}; exit 6' TERM; cat /dev/zero & touch {pod.file('up')}; wait"
         started = pod.wrap(*ALONE, "--grace", "1", "--", "sh", "-c", script, stdout=write)
         pod.hear_file("up")
+        until(lambda: held(read) == PIPE, "nobody reads", pod)
         started.send(signal.SIGTERM)
         pod.hear_file("heard")
         assert started.wait() == 6
@@ -308,6 +356,62 @@ def test_a_reader_that_goes_away_does_not_stop_the_command(pod: Pod) -> None:
         os.close(write)
     assert started.err == "err\n"
     assert runs(pod)[0].stdout.kept == 1_000_000
+
+
+def test_a_replay_that_nobody_reads_keeps_nobody_waiting_and_ends_with_sigterm(pod: Pod) -> None:
+    battery = pod.battery(keep=f"touch {pod.file('saved')}; until [ -e {pod.file('go')} ]; do sleep 0.01; done")
+    command = appends(pod, "head -c 300000 /dev/zero")
+    first = pod.wrap(*ONCE, "-q", "--", *command)
+    pod.hear_file("saved")
+    first.kill()
+    read, write = os.pipe()
+    try:
+        second = pod.wrap(*ONCE, "-q", "--grace", "0.2", "--", *command, stdout=write)
+        until(lambda: held(read) == PIPE, "nobody reads", pod)
+        pod.file("go").touch()
+        pod.hear_state(DONE)
+        assert battery.wait() == 0
+        assert second.running
+        second.send(signal.SIGTERM)
+        assert second.wait() == 0
+    finally:
+        os.close(read)
+        os.close(write)
+    assert bytes_left(pod) == "x"
+
+
+def test_what_is_kept_leaves_the_handshake_its_room(pod: Pod) -> None:
+    """The coordination directory is in memory, and smaller than what the command writes."""
+    coord = shlex.quote(str(pod.coord))
+    command = shlex.join(["-b", "fuse", "-q", "--once", "app", "--keep", "64MiB", "--", "head", "-c", "20000000", "/dev/zero"])
+    script = f"""
+        mount -t tmpfs -o size=8m none {coord} && touch {coord}/mountdone || exit
+        {WRAP} -c {coord} {command} >/dev/null &
+        until [ -e {coord}/initupload ]; do kill -0 $! || exit; sleep 0.01; done
+        touch {coord}/uploaddone
+        wait $! || exit
+        {BIN}/sidecar once show -c {coord} app && {BIN}/sidecar once forget -c {coord} app"""
+    started = pod.start(*unshare("--mount"), "sh", "-c", script)
+    assert started.wait() == 0, started.err
+    assert "nearly full" in started.out
+    assert "is forgotten: exit 0" in started.out
+
+
+def test_a_working_directory_that_is_gone_is_told(pod: Pod) -> None:
+    pod.say("mountdone")
+    gone = pod.file("gone")
+    shell = ["sh", "-c", f'mkdir {gone} && cd {gone} && rmdir {gone} && exec "$@"', "sh"]
+    started = pod.wrap(*ALONE, "--", *appends(pod), prefix=shell)
+    assert started.wait() == 74
+    assert "the working directory is gone" in started.err
+    assert bytes_left(pod) == ""
+
+
+def test_a_name_that_is_no_unicode_and_not_found_is_told_each_time(pod: Pod) -> None:
+    pod.say("mountdone")
+    for _ in range(2):
+        assert pod.wrap(*ALONE, "--", os.fsdecode(b"/no/such\xff")).wait() == 127
+    assert [run.state for run in runs(pod)] == [FAILED_TO_START]
 
 
 def test_streams_that_are_closed_spoil_nothing(pod: Pod) -> None:

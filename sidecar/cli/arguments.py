@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import click
 
-from sidecar.cli.times import seconds
-from sidecar.errors import SidecarError
+from sidecar.cli.measures import seconds, size
+from sidecar.errors import SidecarError, UsageError
 
 if TYPE_CHECKING:
     from sidecar.store import Reference
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
@@ -29,11 +26,10 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it
 
 def parse_size(text: str) -> int:
     """Return a number of bytes: 5000, 500M, 10GB in powers of 1000, 10GiB in powers of 1024. click.BadParameter."""
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise click.BadParameter(f"expected a size like 500M, 10G or 10GiB, not {text!r}")
-    power = " kmgt".index(found[2].lower() or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    try:
+        return size(text, "it")
+    except UsageError as error:
+        raise click.BadParameter(str(error).removeprefix("it ").replace("expects", "expected", 1)) from None
 
 
 def parse_ref(text: str) -> Reference:

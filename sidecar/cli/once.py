@@ -20,14 +20,14 @@ from sidecar import process
 from sidecar.cli.arguments import Seconds, parse_size
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
-from sidecar.errors import SidecarError, UsageError
+from sidecar.errors import IO, Interrupted, SidecarError, SourceMissing, UsageError
 from sidecar.figures import amount, counted, duration
 from sidecar.once.asked import ask
 from sidecar.once.facts import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, moment, unknown
 from sidecar.once.instance import instance_of
 from sidecar.once.ledger import Ledger
 from sidecar.once.recorder import writer
-from sidecar.once.run import Result, follow, run_once
+from sidecar.once.run import ENDING, Result, follow, run_once
 from sidecar.state import state_folder
 from sidecar.values import replace
 
@@ -74,8 +74,8 @@ class _Where(NamedTuple):
     folder: str
     coordination: str
 
-    def open(self) -> Ledger:
-        return Ledger(self.folder)
+    def open(self, *, make: bool = False) -> Ledger:
+        return Ledger(self.folder, make=make)
 
     def instance(self, named: str | None) -> str:
         return instance_of(os.environ, self.coordination) if named is None else named
@@ -159,7 +159,8 @@ def run(
             what = "is running" if run.state == RUNNING else f"ran {moment(run.started or run.claimed)}, {_end(run)}"
             complain("sidecar", f"{name} {what}; this is what it wrote")
 
-    with where.open() as ledger:
+    _hear_signals()
+    with where.open(make=True) as ledger:
         result = run_once(
             ledger,
             asked,
@@ -173,7 +174,7 @@ def run(
         print_json({**_as_json(result.run), "restored": result.restored})
     else:
         _tell_problem(result)
-    return result.status
+    return result.status or (IO if result.lost else 0)
 
 
 def _here() -> str:
@@ -181,6 +182,19 @@ def _here() -> str:
         return os.getcwd()
     except FileNotFoundError:
         raise UsageError("the working directory is gone; name another with --directory DIR") from None
+
+
+def _hear_signals() -> None:
+    """Have the signals that end a process end this one where it is PID 1, too, to which they do nothing by themselves."""
+    if os.getpid() != 1:
+        return
+    import signal
+
+    def end(number: int, _: object) -> None:
+        raise Interrupted(number, f"ended by signal {number}")
+
+    for number in ENDING:
+        signal.signal(number, end)
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -194,6 +208,8 @@ def _variable(text: str) -> tuple[str, str]:
 
 def _tell_problem(result: Result) -> None:
     run = result.run
+    if result.lost:
+        complain("sidecar", result.lost)
     if run.exit.reason:
         complain("sidecar", run.exit.reason)
     if run.cut and result.restored:
@@ -213,7 +229,7 @@ def show(name: str, instance: str | None, coordination: str | None, state: str |
     if as_json:
         print_json(_as_json(run))
     else:
-        print_table(_described(run))
+        print_table(_described(run, where.folder))
 
 
 @once.command("list", epilog=_ending("0;", "sidecar once list"))
@@ -221,8 +237,11 @@ def show(name: str, instance: str | None, coordination: str | None, state: str |
 @json_option
 def list_(state: str | None, coordination: str | None, as_json: bool) -> None:
     """List all runs, in the order in which they were claimed. Python: Ledger.runs."""
-    with _where(state, coordination).open() as ledger:
-        runs = ledger.runs()
+    try:
+        with _where(state, coordination).open() as ledger:
+            runs = ledger.runs()
+    except SourceMissing:
+        runs = []
     if as_json:
         print_json([_as_json(run) for run in runs])
     elif runs:
@@ -254,6 +273,7 @@ def logs(
     Python: Ledger.output."""
     process.fill_streams()
     shown = {int(stream)} if stream else {STDOUT, STDERR}
+    _hear_signals()
     printer = _Printer(shown, timestamps=timestamps)
     where = _where(state, coordination)
     with where.open() as ledger:
@@ -331,8 +351,11 @@ def prune(older_than: float, dry_run: bool, state: str | None, coordination: str
 
     A run whose outcome is unknown is kept, whatever its age, until somebody forgets it by its name.
     """
-    with _where(state, coordination).open() as ledger:
-        gone = ledger.prune(int((time.time() - older_than) * 1e6), dry_run=dry_run)
+    try:
+        with _where(state, coordination).open() as ledger:
+            gone = ledger.prune(int((time.time() - older_than) * 1e6), dry_run=dry_run)
+    except SourceMissing:
+        gone = []
     if as_json:
         print_json([_as_json(run) for run in gone])
     else:
@@ -366,7 +389,7 @@ def _as_json(run: Run) -> dict[str, Any]:
     }
 
 
-def _described(run: Run) -> Iterable[tuple[str, str]]:
+def _described(run: Run, folder: str) -> Iterable[tuple[str, str]]:
     yield "name", run.name
     yield "instance", run.instance
     yield "end", _end(run)
@@ -383,7 +406,9 @@ def _described(run: Run) -> Iterable[tuple[str, str]]:
     if run.cut:
         yield "cut", run.cut
     if run.state == UNKNOWN:
-        yield "why", str(unknown(run))
+        yield "why", str(unknown(run, folder))
+    elif run.exit.reason:
+        yield "why", run.exit.reason
 
 
 def _end(run: Run) -> str:
@@ -391,7 +416,8 @@ def _end(run: Run) -> str:
         return f"failed to start: {run.exit.reason}"
     if run.state in (RUNNING, UNKNOWN):
         return run.state
-    return f"signal {run.exit.signal}" if run.exit.signal else f"exit {run.exit.code}"
+    how = f"signal {run.exit.signal}" if run.exit.signal else f"exit {run.exit.code}"
+    return f"{how}, given as {run.exit.instead}" if run.exit.instead else how
 
 
 def _kept(run: Run) -> str:
@@ -403,7 +429,7 @@ def _kept(run: Run) -> str:
 
 
 def _took(run: Run) -> str:
-    return duration((run.finished - run.started) / 1e6) if run.started and run.finished else ""
+    return duration(max(0, run.finished - run.started) / 1e6) if run.started and run.finished else ""
 
 
 def _when(at: int) -> str:

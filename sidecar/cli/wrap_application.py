@@ -10,8 +10,9 @@ import os
 import sys
 
 from sidecar import __version__, process
-from sidecar.cli.times import seconds
+from sidecar.cli.measures import seconds, size
 from sidecar.coordination import application, protocol
+from sidecar.coordination.memory import KEEP, Once
 from sidecar.coordination.signals import Directory
 from sidecar.errors import SidecarError, UsageError
 from sidecar.values import replace
@@ -48,6 +49,7 @@ Python: sidecar.coordination.application.run
       --once NAME         keep what CMD writes and how it ends: restarted, this writes the same again and goes on from there
       --instance I        where NAME is one and the same (default $POD_UID/$CONTAINER_NAME, else the coordination directory)
       --state DIR         where that is kept (default $SIDECAR_STATE, else in the coordination directory)
+      --keep SIZE         how much of each of stdout and stderr is kept (default 4MiB)
       --poll              read the directory every 50 ms and do without inotify
       --termination-log F where the reason of a failure goes (default /dev/termination-log, where it exists)
   -q, --quiet             say nothing on stderr but errors
@@ -82,6 +84,7 @@ _VALUED = {
     "--once": "once",
     "--instance": "instance",
     "--state": "state",
+    "--keep": "keep",
 }
 _PLAIN = {"-s": "s", "--fail-fast": "fail_fast", "--poll": "poll", "-q": "quiet", "--quiet": "quiet"}
 
@@ -150,10 +153,10 @@ def options_of(said: Arguments) -> application.Options:
     return application.Options(save, limits, "fail_fast" in said.plain, "poll" in said.plain, stay, _once_of(said))
 
 
-def _once_of(said: Arguments) -> application.Once | None:
+def _once_of(said: Arguments) -> Once | None:
     name, state, instance = (said.last(each, "") for each in ("once", "state", "instance"))
     if "once" not in said.values:
-        for each in ("state", "instance"):
+        for each in ("state", "instance", "keep"):
             if each in said.values:
                 raise UsageError(f"--{each} is for --once NAME, which is missing")
         return None
@@ -162,7 +165,8 @@ def _once_of(said: Arguments) -> application.Once | None:
 
     as_name(name, "a run")
     instance = as_name(instance, "an instance") if "instance" in said.values else pod_and_container(os.environ)
-    return application.Once(name, instance, state or os.environ.get("SIDECAR_STATE", ""))
+    keep = size(said.last("keep", str(KEEP)), "--keep")
+    return Once(name, instance, state or os.environ.get("SIDECAR_STATE", ""), keep)
 
 
 def write_termination_message(path: str, text: str) -> None:

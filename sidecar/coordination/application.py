@@ -3,10 +3,6 @@
 `protocol.application_next` decides; this module looks, does what it was told, and looks again. It is the init of its container,
 so there is one loop with one place to wait, for what peers say, for signals and for the end of the command alike.
 
-With `once` the claim, what the command writes and how it ends are kept in a ledger as well (sidecar.once), and a later life
-writes the same again. The claim comes first there and the end last: peers act on the record, so it must not know less, and a
-life that finds an end in the record which the ledger misses puts it there.
-
 Order matters in two places. The claim (`started`) is published before the command begins, so that no later life begins it
 again. The end (`exit`) is published before any battery is asked to save, so that a life that dies in between asks again.
 """
@@ -19,6 +15,7 @@ import time
 
 from sidecar import errors, process
 from sidecar.coordination import protocol
+from sidecar.coordination.memory import Memory, Once
 from sidecar.coordination.protocol import APPLICATION, DONE, EXITED, FAILED, RUNNING, Exit, Limits, Problem, Record, Seen, Since
 from sidecar.coordination.signals import Directory, follow, new_incarnation
 from sidecar.values import replace, value
@@ -29,25 +26,11 @@ if TYPE_CHECKING:
 
     from sidecar.coordination.protocol import Battery
     from sidecar.coordination.signals import Watch
-    from sidecar.once.asked import Asked
-    from sidecar.once.facts import Run
-    from sidecar.once.ledger import Claim, Ledger
-    from sidecar.once.recorder import Recorder
 
 # What ends a wait: the signals whose default action ends a process and that people and kubelets send.
 ENDING = (process.SIGHUP, process.SIGINT, process.SIGQUIT, process.SIGTERM)
 # A record keeps the last times at which states were entered; more lives than these are no help to anyone.
 TIMES = 64
-
-
-@value
-class Once:
-    """Under which name the command runs at most once. Without an `instance` it is the coordination directory's id, and without
-    a `folder` for the ledger it is one in there, which outlives the container."""
-
-    name: str
-    instance: str = ""
-    folder: str = ""
 
 
 @value
@@ -112,10 +95,7 @@ class _Application:
         self.lost = False
         # That what the command wrote is read to its end: whoever reads our own output does not.
         self.gave_up = False
-        self.ledger: Ledger | None = None
-        self.asked: Asked | None = None
-        self.claim: Claim | None = None
-        self.recorder: Recorder | None = None
+        self.memory = Memory(options.once, directory, command, tell, signals.wake) if options.once is not None else None
         self.names = [s for b in batteries for s in (b.ready, b.save, b.saved)]
 
     def run(self) -> Ending:
@@ -129,6 +109,7 @@ class _Application:
             except errors.Unreachable as error:
                 self._lost_directory(error)
             assert self.ending is not None
+            self._finish_replay()
             self._stay()
             return self.ending
         finally:
@@ -144,7 +125,7 @@ class _Application:
             limits=self.options.limits,
             peers=tuple((b.name, b.kind) for b in self.batteries),
             # Not its arguments: they may hold what is nobody else's business.
-            payload={"command": os.path.basename(self.command[0])},
+            payload={**((previous.payload or {}) if previous is not None else {}), "command": os.path.basename(self.command[0])},
         )
         self.since = Since(born=now, phase=now)
         if previous is None:
@@ -160,51 +141,13 @@ class _Application:
                     f"the command has run already and ended with status {self.me.exit.status}; it is not run again "
                     "(for another run, use an empty coordination directory)"
                 )
-        problem = self._open_ledger(self.options.once) if self.options.once is not None else None
-        self._enter(self.me.state)
-        if problem is not None:
-            self._fail(problem)
-
-    def _open_ledger(self, once: Once) -> Problem | None:
-        """Open the ledger, and give back what an earlier life left there; return why that cannot be where that matters."""
-        # 12 ms, for those alone who ask for it.
-        from sidecar.once.asked import as_it_is
-        from sidecar.once.facts import FAILED_TO_START, FINISHED, UNKNOWN
-        from sidecar.once.instance import instance_of
-        from sidecar.once.ledger import Ledger
-
-        try:
-            instance = once.instance or instance_of({}, self.directory.identity())
-            self.asked = as_it_is(instance, once.name, self.command, os.getcwd())
-            self.ledger = Ledger(once.folder or self.directory.ledger())
-            found = self.ledger.find(self.asked.instance, self.asked.name)
-            if found is not None and found.state == UNKNOWN and self.me.exit is not None:
-                ended = max((when for state, when in self.me.times if state == EXITED), default=self.me.last)
-                found = self.ledger.complete(found, self.me.exit, int(ended * 1e6))
-        except errors.SidecarError as error:
-            if not self.me.started:
-                return Problem(error.status, APPLICATION, str(error))
-            self.tell(str(error))  # What the record knows is enough to go on with.
-            return None
-        if self.me.started and found is not None and found.state in (FINISHED, FAILED_TO_START):
-            self._replay(found)
-            if self.me.exit is None:
-                self.me = replace(self.me, exit=found.exit, state=EXITED)
-        return None
-
-    def _replay(self, run: Run) -> None:
-        from sidecar.once.recorder import writer
-
-        assert self.ledger is not None
-        self.tell(f"{run.name} ran in an earlier life and ended with status {run.exit.status}; this is what it wrote")
-        try:
-            write = writer((1, 2))
-            for piece in self.ledger.output(run):
-                write(piece)
-        except (OSError, errors.SidecarError) as error:
-            self.tell(f"what {run.name} wrote cannot be written again: {error}")
-        if run.cut:
-            self.tell(f"not all that {run.name} wrote is kept: {run.cut}")
+        found = self.memory.recall(self.me) if self.memory is not None else self.me
+        if isinstance(found, Problem):
+            self._enter(self.me.state)
+            self._fail(found)
+        else:
+            self.me = found
+            self._enter(self.me.state)
 
     def _look(self) -> dict[str, Seen]:
         return {b.name: self.directory.look(b.name, b) for b in self.batteries}
@@ -294,79 +237,42 @@ class _Application:
             self.since = replace(self.since, lost=lost)
 
     def _begin(self) -> None:
-        if self.asked is not None and not self._claim(self.asked):
-            return
+        payload = dict(self.me.payload or {})
+        if self.memory is not None:
+            found = self.memory.claim()
+            if isinstance(found, Problem):
+                self._fail(found)
+                return
+            if found is not None:
+                self._enter(EXITED, started=True, exit=found)
+                return
+            payload["run"] = self.memory.claimed
         try:
-            self._enter(RUNNING, started=True)
+            self._enter(RUNNING, started=True, payload=payload)
         except errors.Unreachable:
-            if self.claim is not None:
-                self.claim.withdraw()
+            if self.memory is not None:
+                self.memory.withdraw()
             raise
         process.adopt_orphans()
         try:
-            self.child = self._spawn()
+            self.child = process.spawn(self.command) if self.memory is None else self.memory.begin()
         except process.NotStarted as error:
             self._over(Exit(error.status, reason=str(error)))
-        except OSError as error:
-            self._over(Exit(errors.NOT_EXECUTABLE, reason=f"{self.command[0]}: cannot be begun: {error.strerror}"))
-
-    def _claim(self, asked: Asked) -> bool:
-        """Claim the command in the ledger; where it ran already its end is this life's, too."""
-        from sidecar.once.facts import RUNNING as UNDER_WAY
-        from sidecar.once.facts import UNKNOWN, unknown
-        from sidecar.once.ledger import Claim
-
-        assert self.ledger is not None
-        try:
-            found = self.ledger.claim(asked)
-        except errors.SidecarError as error:
-            self._fail(Problem(error.status, APPLICATION, str(error)))
-            return False
-        if isinstance(found, Claim):
-            self.claim = found
-            return True
-        if found.state == UNKNOWN:
-            self._fail(Problem(errors.UNKNOWN, APPLICATION, str(unknown(found))))
-        elif found.state == UNDER_WAY:
-            self._fail(Problem(errors.UNKNOWN, APPLICATION, f"{found.name} runs elsewhere and is not begun a second time"))
-        else:
-            self._replay(found)
-            self._enter(EXITED, started=True, exit=found.exit)
-        return False
-
-    def _spawn(self) -> process.Child:
-        if self.claim is None:
-            return process.spawn(self.command)
-        from sidecar.once.recorder import Recorder
-
-        self.recorder = Recorder(self.claim, (1, 2))
-        try:
-            child = process.spawn(self.command, streams=self.recorder.streams)
-        finally:
-            self.recorder.begun()
-        self.claim.begun()
-        self.recorder.start(self.signals.wake)
-        return child
+        except (OSError, RuntimeError) as error:  # no more processes, descriptors or threads
+            reason = f"{self.command[0]}: cannot be begun: {getattr(error, 'strerror', None) or error}"
+            self._over(Exit(errors.NOT_EXECUTABLE, reason=reason))
 
     def _over(self, exit_: Exit) -> None:
         begun = self.child is not None
         self.child = None
         self.kill_at = protocol.FOREVER
-        if self.claim is not None and self.recorder is not None:
-            self.claim.keep_last(self.recorder.close())
+        if self.memory is not None:
+            self.memory.keep_last()
         try:
             self._enter(EXITED, exit=exit_)
         finally:
-            if self.claim is not None:
-                self._write_end(self.claim, exit_, begun=begun)
-
-    def _write_end(self, claim: Claim, exit_: Exit, *, begun: bool) -> None:
-        from sidecar.once.facts import FAILED_TO_START, FINISHED
-
-        try:
-            claim.finish(exit_, state=FINISHED if begun else FAILED_TO_START)
-        except errors.Unreachable as error:
-            self.tell(str(error))  # The record has it.
+            if self.memory is not None:
+                self.memory.finish(exit_, begun=begun)
 
     def _fail(self, problem: Problem) -> None:
         self._enter(FAILED, problem)
@@ -405,13 +311,13 @@ class _Application:
     def _reap(self) -> None:
         was = self.child is None or self.child.ended
         process.reap(self.child)
-        if self.child is not None and self.child.ended and not was and self.recorder is not None:
-            self.recorder.ended()
+        if self.child is not None and self.child.ended and not was and self.memory is not None:
+            self.memory.ended()
 
     def _note_end(self) -> None:
         """Where the command has ended, and all that it wrote is read: so it ended."""
         child = self.child
-        if child is None or not child.ended or (self.recorder is not None and not self.recorder.done and not self.gave_up):
+        if child is None or not child.ended or (self.memory is not None and not self.memory.heard and not self.gave_up):
             return
         if self.stopped is not None:
             self._over(Exit(child.code, child.signal, self.stopped.reason, self.stopped.status))
@@ -436,7 +342,7 @@ class _Application:
             self._note_end()
         else:
             self.child.send(process.SIGKILL)
-            self.kill_at = protocol.FOREVER if self.recorder is None else now + protocol.SECOND_GRACE
+            self.kill_at = protocol.FOREVER if self.memory is None else now + protocol.SECOND_GRACE
 
     def _lost_directory(self, error: errors.Unreachable) -> None:
         """The directory went away or is full. A command that runs is let run to its end: nobody is served by losing that too."""
@@ -465,6 +371,22 @@ class _Application:
             elif isinstance(step, protocol.Wait):
                 until = min(until, step.until)
             poll.poll(max(0.0, min(60.0, until - now) * 1000 + 1))
+
+    def _finish_replay(self) -> None:
+        """Return when what an earlier life wrote is written again; where nobody reads it, SIGTERM leaves that its grace."""
+        poll = select.poll()
+        poll.register(self.signals.fd, select.POLLIN)
+        while self.memory is not None and not self.memory.replayed:
+            until = protocol.FOREVER
+            if self.since.terminated is not None:
+                until = self.since.terminated + self.options.limits.grace
+            if (left := until - time.monotonic()) <= 0:
+                return
+            poll.poll(min(60.0, left) * 1000)
+            for number in self.signals.drain():
+                if number in ENDING:
+                    self._terminated()
+            process.reap(None)
 
     def _stay(self) -> None:
         """Stay a while after the end, for somebody to look around; a signal ends it, also one that came before the end."""

@@ -160,6 +160,9 @@ class Directory:
         path = f"{HOUSE}/id"
         if not self.said(path):
             self._give_id(path)
+        about = os.stat("id", dir_fd=self._folder(HOUSE), follow_symlinks=False)
+        if about.st_uid not in (0, os.geteuid(), os.fstat(self.fd).st_uid):
+            raise Unreachable(f"{self.path}/{path} is user {about.st_uid}'s, who may give this directory another's id")
         found = (self.read(path) or b"").decode(errors="replace").strip()
         if not 0 < len(found) <= 64 or not found.isalnum():
             raise Unreachable(f"{self.path}/{path} is no id; somebody planted it")

@@ -57,7 +57,8 @@ def ask(
 ) -> Asked:
     """Return the run that is asked for, `$(VAR)` put into the values `given`, in their order, and into the command.
 
-    UsageError where a name is none, or one that is to be redacted is not given.
+    UsageError where a name is none, or one that is to be redacted is not given, or is referred to before it is: what is inherited
+    under its name would be put in there, and would be in no hash.
     """
     asked = as_it_is(instance, name, command, directory)
     for each in redact:
@@ -68,8 +69,11 @@ def ask(
     for key, text in given.items():
         if not key or "=" in key or "\0" in key + text:
             raise UsageError(f"{key!r} is no name of a variable, or its value holds a NUL")
+        for each in set(redact) - effective.keys() - {key}:
+            if expand(text, lambda name, each=each: "" if name == each else None) != expand(text, lambda _: None):  # type: ignore[misc]
+                raise UsageError(f"{each} is to be redacted, and {key} refers to it before it is given: expected -e {each} first")
         # The value before the names, for one may refer to what is inherited under its own: PATH=/opt/bin:$(PATH).
-        now, then = expand(text, _within(effective, inherited)), expand(text, _within(kept, inherited))
+        now, then = expand(text, _within(effective, inherited)), expand(text, _within(kept, inherited), standing=redact)
         effective[key] = now
         kept[key] = f"$({key})" if key in redact else then
     return Asked(
@@ -79,7 +83,7 @@ def ask(
         directory,
         tuple(effective.items()),
         frozenset(redact),
-        tuple(expand(word, _within(kept, inherited)) for word in command),
+        tuple(expand(word, _within(kept, inherited), standing=redact) for word in command),
         tuple((key, "" if key in redact else text) for key, text in kept.items()),
     )
 
@@ -104,11 +108,12 @@ def _within(known: Mapping[str, str], inherited: Mapping[str, str]) -> Callable[
     return lambda name: known.get(name, inherited.get(name))
 
 
-def expand(text: str, find: Callable[[str], str | None]) -> str:
+def expand(text: str, find: Callable[[str], str | None], *, standing: Collection[str] = ()) -> str:
     """Return `text` with each `$(NAME)` replaced by what `find` has for it, as Kubernetes does in commands and environments.
 
     One of which nothing is known stays; `$$(NAME)` stands for `$(NAME)`. Only there two dollars are one: Kubernetes makes one of
-    them everywhere, which takes `$$` away from shells.
+    them everywhere, which takes `$$` away from shells. Of the names `standing`, `$$(NAME)` stays as it is: `$(NAME)` stands for
+    their values, and must not stand for itself as well.
     """
     parts, at = [], 0
     while (opening := text.find("$(", at)) >= 0 and (end := text.find(")", opening)) >= 0:
@@ -117,7 +122,8 @@ def expand(text: str, find: Callable[[str], str | None]) -> str:
             first -= 1
         dollars, name = opening + 1 - first, text[opening + 2 : end]
         found = find(name) if dollars % 2 else None
-        parts += [text[at:first], "$" * (dollars // 2)]
+        stays = not dollars % 2 and name in standing
+        parts += [text[at:first], "$" * (dollars if stays else dollars // 2)]
         parts.append(found if found is not None else f"$({name})" if dollars % 2 else f"({name})")
         at = end + 1
     return "".join(parts) + text[at:]

@@ -40,6 +40,7 @@ class Run:
     """One run, as the ledger has it. `cut` tells why not all that it wrote is kept, "" where it is."""
 
     id: int
+    lease: str
     instance: str
     name: str
     state: str
@@ -88,22 +89,23 @@ def now() -> int:
     return time.time_ns() // 1000
 
 
-def remedy(run: Run) -> str:
-    """Return how to have another run: the command to copy."""
-    return f"for another run: sidecar once forget --instance {quoted(run.instance)} {quoted(run.name)}"
+def remedy(run: Run, folder: str) -> str:
+    """Return how to have another run, the ledger being in `folder`: the command to copy."""
+    words = ("sidecar", "once", "forget", "--state", folder, "--instance", run.instance, "--", run.name)
+    return f"for another run: {' '.join(map(quoted, words))}"
 
 
 def quoted(text: str) -> str:
     """Return `text` as a word of a shell; shlex would cost an import of `re`."""
-    plain = text and all(c.isalnum() or c in "@%+=:,./-_" for c in text) and not text.startswith("-")
+    plain = text and all(c.isalnum() or c in "@%+=:,./-_" for c in text)
     return text if plain else "'" + text.replace("'", "'\"'\"'") + "'"
 
 
-def unknown(run: Run) -> OutcomeUnknown:
-    """Return the error that tells that nobody knows what became of a run."""
+def unknown(run: Run, folder: str) -> OutcomeUnknown:
+    """Return the error that tells that nobody knows what became of a run, the ledger being in `folder`."""
     return OutcomeUnknown(
         f"{run.name} was claimed by process {run.owner.pid} at {moment(run.claimed)}, which died before it said how it ended; "
-        f"its outcome is unknown and it is not run again ({remedy(run)})"
+        f"its outcome is unknown and it is not run again ({remedy(run, folder)})"
     )
 
 

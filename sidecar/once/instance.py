@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from sidecar.errors import Unreachable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +26,14 @@ def pod_and_container(environment: Mapping[str, str]) -> str:
     """Return $POD_UID/$CONTAINER_NAME, which a manifest sets by the downward API; "" where they are not both set."""
     pod, container = environment.get("POD_UID"), environment.get("CONTAINER_NAME")
     return f"{pod}/{container}" if pod and container else ""
+
+
+def working_directory() -> str:
+    """Return the working directory, which is part of what a run is; Unreachable where it was deleted."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise Unreachable(f"the working directory is gone: {error.strerror}") from None
 
 
 def _machine() -> str:

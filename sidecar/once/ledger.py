@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from sidecar import process
-from sidecar.errors import DeadlinePassed, SourceMissing, Unreachable
+from sidecar.errors import DeadlinePassed, SidecarError, SourceMissing, Unreachable
 from sidecar.exits import Exit
 from sidecar.once import lease
 from sidecar.once.asked import Asked, Variable, differences, hash_of
@@ -43,16 +43,20 @@ if TYPE_CHECKING:
 
 # How many pieces of output are read at once; each has at most 64 KiB, what a pipe holds.
 _WINDOW = 64
+# How long a program's output and its end wait for others that write, in seconds: another process may have been stopped while it
+# did, and the end of a container does not wait. The output is tried again, the end stands in the lease then.
+HASTE = 2.0
 
 
 class Ledger:
     """The ledger in the directory `folder`: $SIDECAR_STATE or `sidecar` in the user's state directory where none is named.
 
-    Raises what State raises. May be used by several threads, not at once; by any number of processes.
+    Raises what State raises, and makes it where State does. May be used by several threads, not at once, and by any number of
+    processes.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.state = State(os.fspath(folder) if folder is not None else state_folder(os.environ))
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, make: bool = True) -> None:
+        self.state = State(os.fspath(folder) if folder is not None else state_folder(os.environ), make=make)
 
     def __enter__(self) -> Self:
         return self
@@ -87,11 +91,11 @@ class Ledger:
         It is killed should the thread that calls this end before it (PR_SET_PDEATHSIG goes by threads).
         """
         from sidecar.once.asked import ask
-        from sidecar.once.instance import instance_of
+        from sidecar.once.instance import instance_of, working_directory
         from sidecar.once.run import run_once
 
         where = instance_of(os.environ) if instance is None else instance
-        asked = ask(where, name, command, directory or os.getcwd(), env or {}, os.environ, redact)
+        asked = ask(where, name, command, os.path.realpath(directory or working_directory()), env or {}, os.environ, redact)
         return run_once(self, asked, wait=wait, limit=limit)
 
     # --- asking
@@ -141,7 +145,7 @@ class Ledger:
     def _settled(self, run: Run) -> Run:
         """Return `run` with its variables and, where it says that it is running and its owner is dead, what that means."""
         run = replace(run, variables=self._variables(run.id))
-        if run.state != RUNNING or lease.lives(self.state.fd, run.id, run.owner):
+        if run.state != RUNNING or lease.lives(self.state.fd, run.lease, run.owner):
             return run
         rows = self.state.read("SELECT * FROM run WHERE id = ?", (run.id,))
         again = replace(_run(rows[0]), variables=run.variables) if rows else run
@@ -151,12 +155,12 @@ class Ledger:
 
     def _with_last_words(self, run: Run) -> Run | None:
         """Return `run` as its owner left it where the ledger took no more, and carry that into the ledger now."""
-        said = _from_words(run, lease.read_words(self.state.fd, run.id))
+        said = _from_words(run, lease.read_words(self.state.fd, run.lease))
         if said is not None:
             try:
                 with self.state.write() as transaction:
                     _write_end(transaction, said)
-                lease.drop(self.state.fd, run.id)
+                lease.drop(self.state.fd, run.lease)
             except Unreachable:
                 pass  # The disk is still full; the words stand where they do.
         return said
@@ -178,45 +182,51 @@ class Ledger:
             if claimed is not None:
                 return claimed
             found = self.get(asked.instance, asked.name)  # another was faster
-        if parts := differences(asked, found.command, found.directory, found.variables):
+        self.compare(asked, found)
+        return found
+
+    def compare(self, asked: Asked, run: Run) -> None:
+        """Raise OtherRun where `run` is not of what is asked for."""
+        if parts := differences(asked, run.command, run.directory, run.variables):
             raise OtherRun(
                 f"{asked.name}: something else ran under this name in {asked.instance}: {'; '.join(parts)}; nothing is run "
-                f"({remedy(found)})",
+                f"({remedy(run, self.state.folder)})",
                 parts,
             )
-        return found
 
     def _claim(self, asked: Asked) -> Claim | None:
         me = process.own_identity()
-        if me is None:
+        if me is None or not me.boot:
             raise Unreachable("a run cannot be claimed without /proc: nobody could tell whether its owner is alive")
-        at, fd, number = now(), -1, 0
+        at, fd, name = now(), -1, lease.new_name()
         try:
             with self.state.write() as transaction:
                 if transaction.execute(
                     "SELECT 1 FROM run WHERE instance = ? AND name = ?", (asked.instance, asked.name)
                 ).fetchone():
                     return None
-                number = _insert(transaction, asked, me, at)
-                fd = lease.take(self.state.fd, number)
+                number = _insert(transaction, asked, me, at, name)
+                fd = lease.take(self.state.fd, name)
         except BaseException as error:
             if fd >= 0:
-                lease.drop(self.state.fd, number)
+                lease.drop(self.state.fd, name)
                 os.close(fd)
             if isinstance(error, OSError):
                 raise Unreachable(f"cannot claim {asked.name} in {self.state.folder}: {error.strerror}") from None
             raise
-        run = Run(number, asked.instance, asked.name, RUNNING, asked.kept_command, asked.directory, me, at)
+        run = Run(number, name, asked.instance, asked.name, RUNNING, asked.kept_command, asked.directory, me, at)
         if asked.environment:
             run = replace(run, variables=self._variables(number))
         return Claim(self, asked, run, fd)
 
     def complete(self, run: Run, exit_: Exit, finished: int) -> Run:
         """Write how a run of unknown outcome ended, for somebody who knows it from elsewhere, and return it. Unreachable."""
-        ended = replace(run, state=FINISHED if run.started else FAILED_TO_START, exit=exit_, finished=finished)
+        # What was not begun has a reason, and no other status in its place.
+        begun = not exit_.reason or exit_.instead
+        ended = replace(run, state=FINISHED if begun else FAILED_TO_START, exit=exit_, finished=max(finished, run.started))
         with self.state.write() as transaction:
             _write_end(transaction, ended)
-        lease.drop(self.state.fd, run.id)
+        lease.drop(self.state.fd, run.lease)
         return ended
 
     # --- forgetting
@@ -242,14 +252,21 @@ class Ledger:
         return old
 
     def _remove(self, runs: Sequence[Run]) -> None:
+        self._tidy()  # what is written now finds the room, then
         with self.state.write() as transaction:
             for run in runs:
                 transaction.execute("DELETE FROM output WHERE run = ?", (run.id,))
                 transaction.execute("DELETE FROM variable WHERE run = ?", (run.id,))
                 transaction.execute("DELETE FROM run WHERE id = ?", (run.id,))
         for run in runs:
-            lease.drop(self.state.fd, run.id)
-        self.state.read("PRAGMA wal_checkpoint(TRUNCATE)")
+            lease.drop(self.state.fd, run.lease)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        try:
+            self.state.read("PRAGMA wal_checkpoint(TRUNCATE)")
+        except Unreachable:
+            pass  # It is tidied by the next who finds room.
 
 
 class Claim:
@@ -257,14 +274,15 @@ class Claim:
 
     def __init__(self, ledger: Ledger, asked: Asked, run: Run, fd: int) -> None:
         self.ledger, self.asked, self.run, self._fd = ledger, asked, run, fd
+        self._left: tuple[Piece, ...] = ()
 
     def begun(self) -> None:
         """Note that the program has begun."""
         self.run = replace(self.run, started=now())
         try:
-            with self.ledger.state.write(durable=False) as transaction:
+            with self.ledger.state.write(durable=False, patience=HASTE) as transaction:
                 transaction.execute("UPDATE run SET started = ? WHERE id = ?", (self.run.started, self.run.id))
-        except Unreachable:
+        except SidecarError:
             pass  # It is written again with the end.
 
     def withdraw(self) -> None:
@@ -273,43 +291,47 @@ class Claim:
             with self.ledger.state.write() as transaction:
                 transaction.execute("DELETE FROM variable WHERE run = ?", (self.run.id,))
                 transaction.execute("DELETE FROM run WHERE id = ?", (self.run.id,))
-            lease.drop(self.ledger.state.fd, self.run.id)
+            lease.drop(self.ledger.state.fd, self.run.lease)
         finally:
             os.close(self._fd)
 
     def keep(self, pieces: Sequence[Piece]) -> None:
-        """Keep what the program wrote; Unreachable."""
-        with self.ledger.state.write(durable=False) as transaction:
+        """Keep what the program wrote. Busy; SidecarError where it cannot be kept, or would take the room that others need."""
+        state = self.ledger.state
+        if sum(len(piece.bytes) for piece in pieces) > state.room():
+            raise Unreachable(f"the disk that {state.folder} is on is nearly full")
+        with state.write(durable=False, patience=HASTE) as transaction:
             _insert_pieces(transaction, self.run.id, pieces)
 
     def keep_last(self, heard: Heard) -> None:
         """Keep the last of what the program wrote, and how much it was, for `finish` or, should this process die, `complete`."""
         self._note(heard)
         try:
-            with self.ledger.state.write(durable=False) as transaction:
-                _insert_pieces(transaction, self.run.id, heard.pieces)
+            with self.ledger.state.write(durable=False, patience=HASTE) as transaction:
+                _insert_pieces(transaction, self.run.id, self._left)
                 _write_sums(transaction, self.run)
-        except Unreachable as error:
-            self._leave_out(heard.pieces, str(error))
+            self._left = ()
+        except SidecarError:
+            pass  # It is tried again with the end.
 
     def finish(self, exit_: Exit, heard: Heard | None = None, *, state: str = FINISHED) -> Run:
         """Write how it ended and the last of what it wrote, and let go; return the run as it is kept.
 
-        Where the ledger takes no more, the end stands in the lease, in room that was there before the program began.
+        Where the ledger takes no more, the end stands in the lease, in room that was there before the program began. Unreachable
+        where not even that can be.
         """
         if heard is not None:
             self._note(heard)
-        pieces = heard.pieces if heard is not None else ()
         self.run = replace(self.run, state=state, finished=now(), exit=exit_)
         try:
             try:
-                self._write(pieces)
-            except Unreachable as error:
-                self._leave_out(pieces, str(error))
+                self._write()
+            except SidecarError as error:
+                self._leave_out(str(error))
                 lease.write_words(self._fd, _words(self.run))
-                self._write(())
-            lease.drop(self.ledger.state.fd, self.run.id)
-        except Unreachable:
+                self._write()
+            lease.drop(self.ledger.state.fd, self.run.lease)
+        except SidecarError:
             pass  # The last words are there.
         except OSError as error:
             raise Unreachable(
@@ -319,23 +341,25 @@ class Claim:
             os.close(self._fd)
         return self.run
 
-    def _write(self, pieces: Sequence[Piece]) -> None:
-        with self.ledger.state.write() as transaction:
-            _insert_pieces(transaction, self.run.id, pieces)
+    def _write(self) -> None:
+        with self.ledger.state.write(patience=HASTE) as transaction:
+            _insert_pieces(transaction, self.run.id, self._left)
             _write_end(transaction, self.run)
 
     def _note(self, heard: Heard) -> None:
+        self._left = heard.pieces
         self.run = replace(self.run, stdout=heard.stdout, stderr=heard.stderr, cut=heard.cut)
 
-    def _leave_out(self, pieces: Sequence[Piece], why: str) -> None:
-        lost = {stream: sum(len(p.bytes) for p in pieces if p.stream == stream) for stream in (STDOUT, STDERR)}
+    def _leave_out(self, why: str) -> None:
+        lost = {stream: sum(len(p.bytes) for p in self._left if p.stream == stream) for stream in (STDOUT, STDERR)}
         out, err = self.run.stdout, self.run.stderr
         self.run = replace(
             self.run,
             stdout=replace(out, kept=out.kept - lost[STDOUT]),
             stderr=replace(err, kept=err.kept - lost[STDERR]),
-            cut=self.run.cut or (why if pieces else ""),
+            cut=self.run.cut or (why if self._left else ""),
         )
+        self._left = ()
 
 
 # --- rows --------------------------------------------------------------------------------------------------------------
@@ -343,10 +367,27 @@ class Claim:
 
 def _run(row: Row) -> Run:
     # In the order of the schema: a migration appends.
-    number, instance, name, state, command, directory, pid, ticks, boot, namespace, claimed, started, finished, *rest = row
+    (
+        number,
+        lease_name,
+        instance,
+        name,
+        state,
+        command,
+        directory,
+        pid,
+        ticks,
+        boot,
+        namespace,
+        claimed,
+        started,
+        finished,
+        *rest,
+    ) = row
     code, signal, reason, instead, out, out_kept, err, err_kept, cut, *_ = rest
     return Run(
         number,
+        lease_name,
         instance,
         name,
         state,
@@ -363,11 +404,12 @@ def _run(row: Row) -> Run:
     )
 
 
-def _insert(transaction: Transaction, asked: Asked, me: Identity, at: int) -> int:
+def _insert(transaction: Transaction, asked: Asked, me: Identity, at: int, lease_name: str) -> int:
     cursor = transaction.execute(
-        "INSERT INTO run (instance, name, state, command, directory, pid, ticks, boot, namespace, claimed) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO run (lease, instance, name, state, command, directory, pid, ticks, boot, namespace, claimed) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
+            lease_name,
             asked.instance,
             asked.name,
             RUNNING,
@@ -398,25 +440,20 @@ def _insert_pieces(transaction: Transaction, number: int, pieces: Sequence[Piece
 
 
 _ENDS = (
-    "state",
-    "started",
-    "finished",
-    "code",
-    "signal",
-    "reason",
-    "instead",
-    "stdout",
-    "stdout_kept",
-    "stderr",
-    "stderr_kept",
+    "state", "started", "finished", "code", "signal", "reason", "instead", "stdout", "stdout_kept", "stderr", "stderr_kept",
     "cut",
-)
+)  # fmt: skip
 
 
 def _ends(run: Run) -> tuple[Any, ...]:
     e = run.exit
     wrote = (run.stdout.total, run.stdout.kept, run.stderr.total, run.stderr.kept)
-    return (run.state, run.started, run.finished, e.code, e.signal, e.reason, e.instead, *wrote, run.cut)
+    return (run.state, run.started, run.finished, e.code, e.signal, _text(e.reason), e.instead, *wrote, _text(run.cut))
+
+
+def _text(said: str) -> str:
+    """Return `said` as SQLite takes it: names of files in it may be no Unicode."""
+    return said.encode(errors="replace").decode()
 
 
 def _write_end(transaction: Transaction, run: Run) -> None:

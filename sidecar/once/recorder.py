@@ -17,8 +17,9 @@ import select
 import sys
 import time
 
-from sidecar.errors import Unreachable
+from sidecar.errors import SidecarError
 from sidecar.once.facts import LIMIT, STDERR, STDOUT, Heard, Piece, Written, now
+from sidecar.state import Busy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 OFTEN = 0.05
 LOT = 256 << 10
 _PIPE = 64 << 10
+# How much waits here while another process writes to the ledger.
+_MOST = 16 << 20
 _FIONREAD = 0x541B  # of termios, which is not at hand in the static wrapper
 
 
@@ -59,26 +62,43 @@ class Recorder:
         self._closed = False
         self._tell = -1
         self.done = False
+        # Why not all was passed on, though it could be read.
+        self.lost = ""
+
+    def start(self, done: Callable[[], None]) -> None:
+        """Pump in a thread, until `ended` is called; call `done` from there when all is read. OSError; RuntimeError, no thread.
+
+        Before the program is begun, so that there is nobody to end where there can be no thread.
+        """
+        over, self._tell = os.pipe2(os.O_CLOEXEC)
+        try:
+            _thread.start_new_thread(self._pump_and_tell, (over, done))
+        except BaseException:
+            for fd in (over, self._tell):
+                os.close(fd)
+            self._tell = -1
+            raise
 
     def begun(self) -> None:
         """Let go of the program's ends: when it lets go of them too, there is no more to read."""
         for fd in self.streams:
             os.close(fd)
 
-    def discard(self) -> None:
-        """Let go of our own ends: there is no more to read, or nothing was begun."""
-        for fd in self._reads:
-            os.close(fd)
-        self._reads.clear()
-
-    def start(self, done: Callable[[], None]) -> None:
-        """Pump in a thread, until `ended` is called; call `done` from there when all is read."""
-        over, self._tell = os.pipe2(os.O_CLOEXEC)
-        _thread.start_new_thread(self._pump_and_tell, (over, done))
+    def abort(self) -> None:
+        """Nothing was begun."""
+        if self._tell >= 0:
+            self.ended()
+        else:
+            self._discard()
 
     def ended(self) -> None:
         """Tell the thread that the program has ended."""
         os.close(self._tell)
+
+    def _discard(self) -> None:
+        for fd in self._reads:
+            os.close(fd)
+        self._reads.clear()
 
     def _pump_and_tell(self, over: int, done: Callable[[], None]) -> None:
         try:
@@ -109,7 +129,7 @@ class Recorder:
                     os.close(fd)
             if self._lot and (self._size >= LOT or time.monotonic() >= self._due):
                 self._keep()
-        self.discard()
+        self._discard()
 
     def close(self) -> Heard:
         """Stop keeping, and return what was heard."""
@@ -152,13 +172,15 @@ class Recorder:
                 return True
 
     def _pass_on(self, stream: int, data: bytes) -> None:
-        target = self._targets.get(stream)
+        if stream not in self._targets:
+            return
         try:
-            while target is not None and data:
-                data = data[os.write(target, data) :]
-        except OSError:
+            write_all(self._targets[stream], data)
+        except OSError as error:
             # Nobody reads it any more, or it cannot be written: the program goes on, and what it writes is kept.
             del self._targets[stream]
+            if not isinstance(error, BrokenPipeError):
+                self.lost = self.lost or f"{'stdout' if stream == STDOUT else 'stderr'} cannot be written: {error.strerror}"
 
     def _note(self, stream: int, at: int, data: bytes) -> None:
         with self._mine:
@@ -184,14 +206,22 @@ class Recorder:
                 return
             try:
                 self._claim.keep(self._lot)
-            except Unreachable as error:
-                # The program is not stopped for it. Nothing behind a gap is kept: it would look whole.
-                self._cut = str(error)
-                self._limit = 0
-                for piece in self._lot:
-                    self._kept[piece.stream] -= len(piece.bytes)
+            except Busy:
+                if self._size < _MOST:
+                    self._due = time.monotonic() + OFTEN
+                    return
+                self._drop_lot("the ledger was held by another process for too long")
+            except SidecarError as error:
+                self._drop_lot(str(error))
             # Last: where Ctrl-C comes in between, they are kept again.
             self._lot, self._size = [], 0
+
+    def _drop_lot(self, why: str) -> None:
+        # The program is not stopped for it. Nothing behind a gap is kept: it would look whole.
+        self._cut = why
+        self._limit = 0
+        for piece in self._lot:
+            self._kept[piece.stream] -= len(piece.bytes)
 
 
 def _held(fd: int) -> int:
@@ -204,10 +234,16 @@ def _held(fd: int) -> int:
 
 def writer(targets: tuple[int, int]) -> Callable[[Piece], None]:
     """Return what writes each piece to the one of two descriptors (stdout, stderr) that its stream is."""
+    return lambda piece: write_all(targets[piece.stream - 1], piece.bytes)
 
-    def write(piece: Piece) -> None:
-        data = piece.bytes
-        while data:
-            data = data[os.write(targets[piece.stream - 1], data) :]
 
-    return write
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`; OSError. A descriptor that does not block, as others leave them behind, is waited for."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()

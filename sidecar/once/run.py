@@ -30,10 +30,11 @@ _LOOK = 0.02
 
 
 class Result:
-    """What came of a run. `restored` tells that it was run before, or by another, and not by this call."""
+    """What came of a run. `restored` tells that it was run before, or by another, and not by this call; `lost`, why not all it
+    wrote was passed on, where that is so."""
 
-    def __init__(self, ledger: Ledger, run: Run, *, restored: bool) -> None:
-        self._ledger, self.run, self.restored = ledger, run, restored
+    def __init__(self, ledger: Ledger, run: Run, *, restored: bool, lost: str = "") -> None:
+        self._ledger, self.run, self.restored, self.lost = ledger, run, restored, lost
 
     def __repr__(self) -> str:
         return f"Result({self.run.name!r}, {self.run.state}, status {self.status}, restored={self.restored})"
@@ -125,7 +126,8 @@ def run_once(
     try:
         claimed = ledger.claim(asked)
         if not isinstance(claimed, Run):
-            return Result(ledger, _execute(claimed, targets, limit, queue), restored=False)
+            run, lost = _execute(claimed, targets, limit, queue)
+            return Result(ledger, run, restored=False, lost=lost)
     finally:
         if queue is not None:
             left = [number for number in queue.drain() if number in ENDING]
@@ -153,7 +155,7 @@ def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> R
                     seen += len(piece.bytes)
                 after = pieces[-1].number
         if current.state == UNKNOWN:
-            raise unknown(current)
+            raise unknown(current, ledger.state.folder)
         if current.state != RUNNING:
             if write is not None and seen < current.stdout.kept + current.stderr.kept and ledger.again(run) is None:
                 raise OutcomeUnknown(f"{run.name} was forgotten while it was followed")
@@ -164,27 +166,30 @@ def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> R
 # --- running -----------------------------------------------------------------------------------------------------------
 
 
-def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: process.SignalQueue | None) -> Run:
+def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: process.SignalQueue | None) -> tuple[Run, str]:
+    """Run what was claimed; return what came of it, and why not all of its output was passed on."""
     asked = claim.asked
     if queue is not None:
         process.adopt_orphans()
     try:
         recorder = Recorder(claim, targets, limit)
         try:
+            if queue is not None:
+                recorder.start(queue.wake)
             environment = {**process.environment_given(), **dict(asked.environment)}
-            child = process.spawn(asked.command, environment, streams=recorder.streams, directory=asked.directory)
+            # As it is kept: a secret that was put in does not come back by its being no program.
+            called = asked.kept_command[0]
+            child = process.spawn(asked.command, environment, streams=recorder.streams, directory=asked.directory, called=called)
         except BaseException:
-            recorder.discard()
+            recorder.abort()
             raise
         finally:
             recorder.begun()
     except process.NotStarted as error:
-        # As it is kept: a secret that was put in does not come back by its being no program.
-        reason = str(error).replace(asked.command[0], asked.kept_command[0])
-        return claim.finish(Exit(error.status, reason=reason), state=FAILED_TO_START)
-    except OSError as error:  # no more processes or descriptors
-        reason = f"{asked.kept_command[0]}: cannot be begun: {error.strerror}"
-        return claim.finish(Exit(NOT_EXECUTABLE, reason=reason), state=FAILED_TO_START)
+        return claim.finish(Exit(error.status, reason=str(error)), state=FAILED_TO_START), ""
+    except (OSError, RuntimeError) as error:  # no more processes, descriptors or threads
+        reason = f"{asked.kept_command[0]}: cannot be begun: {getattr(error, 'strerror', None) or error}"
+        return claim.finish(Exit(NOT_EXECUTABLE, reason=reason), state=FAILED_TO_START), ""
     try:
         claim.begun()
         if queue is not None:
@@ -196,7 +201,7 @@ def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: p
             child.send(process.SIGKILL)
             process.wait(child)
         run = claim.finish(Exit(child.code, child.signal), recorder.close())
-    return run
+    return run, recorder.lost
 
 
 def _be_its_init(child: process.Child, recorder: Recorder, queue: process.SignalQueue) -> None:
@@ -204,21 +209,20 @@ def _be_its_init(child: process.Child, recorder: Recorder, queue: process.Signal
 
     Where that last does not come to its end, because nobody reads our output, a signal ends the wait.
     """
-    recorder.start(queue.wake)
     poll = select.poll()
     poll.register(queue.fd, select.POLLIN)
     while not recorder.done:
         poll.poll()
-        was = child.ended
         for number in queue.drain():
+            was = child.ended
             if number == process.SIGCHLD:
                 process.reap(child)
             elif was and number in ENDING:
                 return
             else:
                 child.send(number)
-        if child.ended and not was:
-            recorder.ended()
+            if child.ended and not was:
+                recorder.ended()
 
 
 def _wait(child: process.Child, recorder: Recorder) -> None:
