@@ -38,7 +38,7 @@ class Document:
 
     def top(self, known: Sequence[str]) -> Entries:
         """Return the entries of the document's top, all of them among `known`."""
-        return {} if self._root is None else self._known(self._root, known)
+        return {} if self._root is None else self.known(self._root, known)
 
     def sequence(self, node: yaml.Node, key: str) -> list[yaml.Node]:
         """Return the items of a list."""
@@ -46,7 +46,7 @@ class Document:
             return []
         if isinstance(node, yaml.SequenceNode):
             return list(node.value)
-        self._fault(node, key, "expected a list, each item beginning with '- '")
+        self.fault(node, key, "expected a list, each item beginning with '- '")
         return []
 
     def section(self, node: yaml.Node, fields: Sequence[Field]) -> Section:
@@ -80,7 +80,7 @@ class Document:
     def _fill(self, section: Section, node: yaml.Node, fields: Sequence[Field], prefix: str) -> None:
         inner = {each.key.removeprefix(prefix): each for each in fields if each.key.startswith(prefix)}
         known = list(dict.fromkeys(key.partition(".")[0] for key in inner))
-        for name, value in self._known(node, known).items():
+        for name, value in self.known(node, known).items():
             if name not in inner:
                 self._fill(section, value, fields, f"{prefix}{name}.")
             else:
@@ -90,66 +90,67 @@ class Document:
     def _text(self, node: yaml.Node, field: Field) -> str:
         """Return a value as the other ways have it."""
         if field.kind == "words":
-            return join(self._words(node, field.key))
+            return join(self.words(node, field.key))
         if field.kind == "pairs":
-            return join(self._pairs(node, field.key))
-        return self._scalar(node, field.key) or ""
+            return join(self.pairs(node, field.key))
+        return self.scalar(node, field.key) or ""
 
-    def _words(self, node: yaml.Node, key: str) -> Iterator[str]:
+    def words(self, node: yaml.Node, key: str) -> Iterator[str]:
         """Yield the items of a list of single values; a single value is a list of one."""
         if isinstance(node, yaml.SequenceNode):
-            words = (self._scalar(item, key) for item in node.value)
+            words = (self.scalar(item, key) for item in node.value)
             yield from (word for word in words if word is not None)
         elif isinstance(node, yaml.MappingNode):
-            self._fault(node, key, "expected a list, or a single value")
-        elif word := self._scalar(node, key):
+            self.fault(node, key, "expected a list, or a single value")
+        elif word := self.scalar(node, key):
             yield word
 
-    def _pairs(self, node: yaml.Node, key: str) -> Iterator[str]:
+    def pairs(self, node: yaml.Node, key: str) -> Iterator[str]:
         """Yield NAME=VALUE of each entry of a mapping."""
-        for at, name, value in self._entries(node, key, "expected a mapping, each line of it NAME: VALUE"):
+        for at, name, value in self.entries(node, key, "expected a mapping, each line of it NAME: VALUE"):
             if not name or "=" in name:
-                self._fault(at, key, f"expected a name without '=', not {name!r}" if name else "expected a name")
-            elif (text := self._scalar(value, f"{key}.{name}")) is not None:
+                self.fault(at, key, f"expected a name without '=', not {name!r}" if name else "expected a name")
+            elif (text := self.scalar(value, f"{key}.{name}")) is not None:
                 yield f"{name}={text}"
 
-    def _known(self, node: yaml.Node, known: Sequence[str]) -> Entries:
+    def known(self, node: yaml.Node, known: Sequence[str]) -> Entries:
         """Return the entries of a mapping whose keys are known; a fault for each other."""
         found: Entries = {}
-        for at, name, value in self._entries(node, "", f"expected a mapping with the keys {', '.join(known)}"):
+        for at, name, value in self.entries(node, "", f"expected a mapping with the keys {', '.join(known)}"):
             if name not in known:
-                self._fault(at, name, unknown("key", name, known))
+                self.fault(at, name, unknown("key", name, known))
             else:
                 found[name] = value
         return found
 
-    def _entries(self, node: yaml.Node, key: str, expected: str) -> Iterator[tuple[yaml.Node, str, yaml.Node]]:
+    def entries(self, node: yaml.Node, key: str, expected: str) -> Iterator[tuple[yaml.Node, str, yaml.Node]]:
         """Yield each key of a mapping, its name ("" where it has none), and its value; a fault for one that comes twice."""
         if _is_null(node):
             return
         if not isinstance(node, yaml.MappingNode):
-            self._fault(node, key, expected)
+            self.fault(node, key, expected)
             return
         lines: dict[str, int] = {}
         for at, value in node.value:
             name = str(at.value) if isinstance(at, yaml.ScalarNode) else ""
             if name in lines:
-                self._fault(at, name, f"given twice, first in line {lines[name]}")
+                self.fault(at, name, f"given twice, first in line {lines[name]}")
             elif name == "<<":
-                self._fault(at, name, "merging is not supported: expected the keys themselves")
+                self.fault(at, name, "merging is not supported: expected the keys themselves")
             else:
                 yield at, name, value
             lines.setdefault(name, at.start_mark.line + 1)
 
-    def _scalar(self, node: yaml.Node, key: str) -> str | None:
+    def scalar(self, node: yaml.Node, key: str) -> str | None:
         """Return a single value, None where it is not given; a fault, and None, where it is no single one."""
         if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN:
             return str(node.value)
         if not _is_null(node):
-            self._fault(node, key, "expected a single value")
+            self.fault(node, key, "expected a single value")
         return None
 
-    def _fault(self, node: yaml.Node, key: str, problem: str) -> None:
+    def fault(self, node: yaml.Node, key: str, problem: str) -> None:
+        """Note that something is wrong with what stands at `node`."""
         self._faults.append(Fault(self.where(node), key, problem))
 
 

@@ -1,0 +1,259 @@
+"""The pod of a session, as the plain data that Kubernetes takes: from a base image, artifacts, batteries and options. Pure.
+
+    the artifacts' volumes    each filled by an initContainer, which is the artifact's own image, or each an image volume
+    application               the base image, the artifacts mounted, and `/bin/bash -c` with what they run
+    the batteries             beside it; the application's command is wrapped then, and waits for them
+
+An artifact's image need hold no shell and no `cp`: the portable wrapper, which the first initContainer leaves on a volume, copies
+the image's files. Kubernetes expands `$(NAME)` in commands and environments, so every `$` of ours is doubled there.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sidecar.errors import Fault, ParametersError
+from sidecar.session.artifact import Artifact
+from sidecar.session.plan import Launch, Log, Opened, Placed, Plan, plan
+
+Manifest = dict[str, Any]
+Delivery = Literal["copy", "image"]
+DELIVERIES: tuple[Delivery, ...] = ("copy", "image")
+
+APPLICATION = "application"
+WRAPPER, COORDINATION = "/sidecar/wrapper", "/sidecar/coordination"
+_TARGET = "/sidecar/artifact"
+# What the wrapper needs to copy whatever there is; and what it occupies, and what is said in a coordination directory.
+_SMALL = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}}
+_WRAPPER_SIZE, _COORDINATION_SIZE = "32Mi", "16Mi"
+_HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A battery's container in a session: its manifest, the volumes that are its own, the paths that it shares with the
+    application (which, like the coordination directory, need no volume of its own), and what the wrapper is told of it."""
+
+    container: Manifest
+    volumes: tuple[Manifest, ...] = ()
+    shared: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be said of a session besides what is in it. All containers run as `user`; None leaves that to the images."""
+
+    launch: Launch = "last"
+    delivery: Delivery = "copy"
+    user: int | None = 10001
+    grace: int = 60
+    pull: str = "IfNotPresent"
+    wrapper: str = "localhost/sidecar/wrapper:latest"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A composed session: its id, its pod, and what whoever asked for it is told."""
+
+    id: str
+    pod: Manifest
+    ports: tuple[Opened, ...]
+    logs: tuple[Log, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the response: all but the pod."""
+        return {
+            "session": self.id,
+            "pod": self.pod["metadata"]["name"],
+            "ports": [
+                {"name": o.port.name, "port": o.port.number, "protocol": o.port.protocol, "artifact": o.artifact}
+                for o in self.ports
+            ],
+            "logDirectories": [{"path": log.path, "artifact": log.artifact} for log in self.logs],
+            "warnings": list(self.warnings),
+        }
+
+
+def compose(
+    image: str,
+    artifacts: Sequence[Artifact],
+    batteries: Sequence[Companion] = (),
+    options: Options = Options(),
+    *,
+    session: str = "",
+    names: Sequence[str] = (),
+) -> Session:
+    """Return the session of `artifacts`, in their order, on the base `image`; ParametersError with every fault.
+
+    Without an id a `session` has one that follows from what is in it, so the same request is the same pod, byte by byte.
+    """
+    session = session or session_id(image, artifacts, batteries, options)
+    taken = [(WRAPPER, "the wrapper"), (COORDINATION, "the coordination directory")]
+    taken += [(path, f"the battery {each.container['name']}") for each in batteries for path in each.shared]
+    faults = [] if image else [Fault("session", "image", "expected the base image, it is missing")]
+    try:
+        found = plan(session, artifacts, launch=options.launch, taken=taken, names=names)
+    except ParametersError as error:
+        raise ParametersError([*faults, *error.faults]) from None
+    if faults:
+        raise ParametersError(faults)
+    return Session(session, _pod(session, image, found, batteries, options), found.ports, found.logs, found.warnings)
+
+
+def session_id(image: str, artifacts: Sequence[Artifact], batteries: Sequence[Companion], options: Options) -> str:
+    """Return the id that follows from what is in a session."""
+    said = json.dumps([image, artifacts, batteries, options], default=lambda each: vars(each), sort_keys=True)
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, said))
+
+
+def literal(text: str) -> str:
+    """Return what Kubernetes makes `text` of, in a command, an argument or the value of a variable."""
+    return text.replace("$", "$$")
+
+
+# --- the pod -----------------------------------------------------------------------------------------------------------
+
+
+def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], options: Options) -> Manifest:
+    wrapped, copied, shared = bool(batteries), options.delivery == "copy", _shared(batteries)
+    volumes = [_empty("wrapper", sizeLimit=_WRAPPER_SIZE)] if wrapped or copied else []
+    if wrapped:
+        volumes.append(_empty("coordination", medium="Memory", sizeLimit=_COORDINATION_SIZE))
+    volumes += [_volume(each, options) for each in found.placed]
+    volumes += [_empty(_log_name(log)) for log in found.logs]
+    volumes += [_empty(name) for name in shared.values()]
+    volumes += [volume for each in batteries for volume in each.volumes]
+    inits = [_install(options)] if wrapped or copied else []
+    if copied:
+        inits += [_copy(each, options) for each in found.placed]
+    spec: Manifest = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": options.grace,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": _security(options),
+        "volumes": volumes,
+        "initContainers": inits,
+        "containers": [_application(image, found, batteries, options), *(_companion(each, shared) for each in batteries)],
+    }
+    labels = {
+        "app.kubernetes.io/name": "session",
+        "app.kubernetes.io/instance": session,
+        "app.kubernetes.io/managed-by": "sidecar",
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"session-{session}", "labels": labels},
+        "spec": {key: value for key, value in spec.items() if value != []},
+    }
+
+
+def _security(options: Options) -> Manifest:
+    found: Manifest = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if options.user is not None:
+        who = {"runAsUser": options.user, "runAsGroup": options.user, "fsGroup": options.user}
+        found |= {"runAsNonRoot": options.user != 0, **who, "fsGroupChangePolicy": "OnRootMismatch"}
+    return found
+
+
+def _application(image: str, found: Plan, batteries: Sequence[Companion], options: Options) -> Manifest:
+    command = ["/bin/bash", "-c"]
+    mounts = []
+    if batteries:
+        flags = [flag for each in batteries for flag in each.flags]
+        command = [f"{WRAPPER}/wrap_application", "-c", COORDINATION, *flags, "--grace", f"{options.grace - 10}s", "--", *command]
+        mounts += [_mount("wrapper", WRAPPER, readOnly=True), _mount("coordination", COORDINATION)]
+    mounts += [mount for each in found.placed for mount in _mounts(each, options)]
+    mounts += [_mount(_log_name(log), log.path) for log in found.logs]
+    mounts += [_mount(name, path) for path, name in _shared(batteries).items()]
+    container: Manifest = {
+        "name": APPLICATION,
+        "image": image,
+        "imagePullPolicy": options.pull,
+        "command": command,
+        "args": [literal(found.script)],
+        "env": [{"name": name, "value": literal(value)} for name, value in found.environment],
+        "ports": [
+            {**({"name": o.port.name} if o.port.name else {}), "containerPort": o.port.number, "protocol": o.port.protocol}
+            for o in found.ports
+        ],
+        "securityContext": _HARDENED,
+        "volumeMounts": mounts,
+    }
+    return {key: value for key, value in container.items() if value != []}
+
+
+def _companion(battery: Companion, shared: Mapping[str, str]) -> Manifest:
+    mounts = [_mount("coordination", COORDINATION), *(_mount(shared[path], path) for path in battery.shared)]
+    return {**battery.container, "volumeMounts": [*mounts, *battery.container.get("volumeMounts", ())]}
+
+
+def _mounts(each: Placed, options: Options) -> list[Manifest]:
+    name = _artifact_name(each)
+    # An image volume shows the whole image; what is copied is what is below `path` already.
+    at = each.artifact.path.strip("/") if options.delivery == "image" else ""
+    found = []
+    for path, inner in ((each.mount, ""), *each.mounts):
+        part = "/".join(filter(None, (at, inner)))
+        found.append(_mount(name, path, readOnly=True, **({"subPath": part} if part else {})))
+    return found
+
+
+def _volume(each: Placed, options: Options) -> Manifest:
+    if options.delivery == "image":
+        return {"name": _artifact_name(each), "image": {"reference": each.artifact.reference, "pullPolicy": options.pull}}
+    return _empty(_artifact_name(each))
+
+
+def _install(options: Options) -> Manifest:
+    return {
+        "name": "wrapper",
+        "image": options.wrapper,
+        "imagePullPolicy": options.pull,
+        "command": ["/wrap_application", "--install", WRAPPER],
+        "resources": _SMALL,
+        "securityContext": {**_HARDENED, "readOnlyRootFilesystem": True},
+        "volumeMounts": [_mount("wrapper", WRAPPER)],
+    }
+
+
+def _copy(each: Placed, options: Options) -> Manifest:
+    name = _artifact_name(each)
+    return {
+        "name": name,
+        "image": each.artifact.reference,
+        "imagePullPolicy": options.pull,
+        "command": [f"{WRAPPER}/wrap_application", "--copy", "/" + each.artifact.path.strip("/"), _TARGET],
+        "resources": _SMALL,
+        "securityContext": {**_HARDENED, "readOnlyRootFilesystem": True},
+        "volumeMounts": [_mount("wrapper", WRAPPER, readOnly=True), _mount(name, _TARGET)],
+    }
+
+
+def _artifact_name(each: Placed) -> str:
+    return f"artifact-{each.id}"
+
+
+def _log_name(log: Log) -> str:
+    return f"log-{log.id}"
+
+
+def _shared(batteries: Sequence[Companion]) -> dict[str, str]:
+    """Return the paths that batteries share with the application, and the names of their volumes."""
+    paths = dict.fromkeys(path for each in batteries for path in each.shared)
+    return {path: f"shared-{number}" for number, path in enumerate(paths, 1)}
+
+
+def _empty(name: str, **options: str) -> Manifest:
+    return {"name": name, "emptyDir": options}
+
+
+def _mount(name: str, path: str, **more: Any) -> Manifest:
+    return {"name": name, "mountPath": path, **more}

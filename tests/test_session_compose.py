@@ -1,0 +1,386 @@
+"""A session's pod: what artifacts become in it, whole, and everything that a request can have wrong, at once."""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from sidecar.errors import ParametersError
+from sidecar.parameters.dictionary import decode
+from sidecar.session.artifact import Artifact, Port
+from sidecar.session.catalog import find, read_catalog
+from sidecar.session.compose import Companion, Options, compose, literal
+from sidecar.session.place import CLOSED, below, clashes, mount_path
+from sidecar.session.plan import Plan, plan
+from sidecar.session.variables import LIMIT, Variables
+
+GOLDEN = Path(__file__).parent / "golden" / "session"
+VERSIONS = ("1.33", "1.34", "1.36")
+CATALOG = """\
+artifacts:
+  viewer@1.4:
+    image: example/viewer:1.4
+    workingDirectory: app
+    ports: [{name: http, port: 8000}]
+    serverConfig: {title: demo of 'it'}
+    logDirectories: [viewer]
+  gdb@13: {image: "example/gdb:13", mountPath: /opt/gdb, path: usr, ports: [2345], mountPaths: {/opt/share: share/gdb}}
+  streamer@7:
+    image: example/streamer:7
+    workingDirectory: share
+    executable: bin/stream
+    args: [--root, ./share, --port, "%port stream%", "it's $(x) $HOME; \\"q\\"\\n", ""]
+    ports: [{name: stream, port: 9000}, {name: control, port: 9000, protocol: UDP}]
+    serverConfig: {bitrate: 20, hdr: , url: "http://%config title%:%port stream%"}
+    environment: {LEVEL: "%config bitrate%0 %%"}
+"""
+IDS = ("viewer@1.4", "gdb@13", "streamer@7")
+PROGRAM = Artifact("example/program:1", mount_path="/opt/program", executable="bin/run")
+FUSE = Companion(
+    {"name": "fuse", "image": "example/fuse:1", "command": ["wrap_datamon", "-c", "/sidecar/coordination"]},
+    shared=("/input", "/output"),
+    flags=("-b", "fuse"),
+)
+
+
+def catalog() -> dict[str, Artifact]:
+    return read_catalog(CATALOG.replace("%config title%", "here"))
+
+
+def faults(*artifacts: Artifact, **how: Any) -> list[str]:
+    """Return everything that is wrong with a request."""
+    with pytest.raises(ParametersError) as refused:
+        plan("a session", artifacts, **how)
+    return [str(fault) for fault in refused.value.faults]
+
+
+def planned(*artifacts: Artifact, **how: Any) -> Plan:
+    return plan("a session", artifacts, **how)
+
+
+# --- whole pods --------------------------------------------------------------------------------------------------------
+
+PODS = {
+    "one": (IDS[2:], (), Options()),
+    "two": ((IDS[0], IDS[2]), (), Options()),
+    "three": (IDS, (), Options()),
+    "three-as-image-volumes": (IDS, (), Options(delivery="image")),
+    "three-and-fuse": (IDS, (FUSE,), Options()),
+    "three-and-fuse-as-image-volumes": (IDS, (FUSE,), Options(delivery="image", user=None)),
+}
+every_pod = pytest.mark.parametrize("name", PODS)
+
+
+def pod(name: str) -> dict[str, Any]:
+    ids, batteries, options = PODS[name]
+    return compose("example/base:12", find(catalog(), ids), batteries, options).pod
+
+
+@every_pod
+def test_a_session_becomes_this_pod(name: str) -> None:
+    assert pod(name) == yaml.safe_load((GOLDEN / f"{name}.yaml").read_text())
+
+
+@every_pod
+@pytest.mark.parametrize("version", VERSIONS)
+def test_its_pod_is_one_of_kubernetes(name: str, version: str) -> None:
+    kubernetes_validate.validate(pod(name), version, strict=True)
+
+
+def test_the_same_request_is_the_same_pod_and_another_is_another() -> None:
+    one, same = (compose("base", find(catalog(), IDS)) for _ in range(2))
+    assert one == same
+    others = (compose("base:2", find(catalog(), IDS)), compose("base", find(catalog(), (IDS[1], IDS[0], IDS[2]))))
+    assert len({one.id, *(other.id for other in others)}) == 3
+
+
+def test_the_same_artifact_twice_is_two_volumes() -> None:
+    tool = Artifact("example/tool:1")
+    volumes = compose("base", [tool, tool, PROGRAM]).pod["spec"]["volumes"]
+    names = [each["name"] for each in volumes]
+    assert len(names) == len(set(names)) == 4  # and the wrapper's
+
+
+def test_a_fourth_artifact_is_an_entry_in_the_catalog() -> None:
+    more = read_catalog(CATALOG.replace("%config title%", "here") + "  trace@1: {image: example/trace:1, ports: [9411]}\n")
+    session = compose("base", find(more, (*IDS[:2], "trace@1", IDS[2])))
+    assert [(o.port.number, o.artifact) for o in session.ports] == [(8000, 1), (2345, 2), (9411, 3), (9000, 4), (9000, 4)]
+    assert len(session.pod["spec"]["initContainers"]) == 5
+
+
+def test_the_response_tells_ports_and_log_directories_and_whose_they_are() -> None:
+    session = compose("base", find(catalog(), IDS), session="6f1c")
+    assert session.as_json() == {
+        "session": "6f1c",
+        "pod": "session-6f1c",
+        "ports": [
+            {"name": "http", "port": 8000, "protocol": "TCP", "artifact": 1},
+            {"name": "", "port": 2345, "protocol": "TCP", "artifact": 2},
+            {"name": "stream", "port": 9000, "protocol": "TCP", "artifact": 3},
+            {"name": "control", "port": 9000, "protocol": "UDP", "artifact": 3},
+        ],
+        "logDirectories": [{"path": "/var/log/session/viewer", "artifact": 1}],
+        "warnings": [],
+    }
+
+
+# --- what it runs ------------------------------------------------------------------------------------------------------
+
+
+def test_the_directory_the_executable_and_arguments_are_meant_below_the_mount_path() -> None:
+    found = planned(
+        Artifact("i", "/opt/x", directory="a/b", executable="bin/run", arguments=("./f", "../x/f", "-o", "/abs", "a/b", "."))
+    )
+    assert found.script == "set -e\ncd /opt/x/a/b\nexec /opt/x/bin/run /opt/x/f /opt/x/f -o /abs a/b ."
+
+
+def test_an_executable_without_a_slash_is_looked_up_and_an_absolute_one_stays() -> None:
+    assert planned(Artifact("i", "/opt/x", executable="python3")).script.endswith("exec python3")
+    assert planned(Artifact("i", "/opt/x", executable="/usr/bin/env")).script.endswith("exec /usr/bin/env")
+
+
+def test_only_the_last_artifacts_executable_is_run_and_others_are_warned_of() -> None:
+    found = planned(Artifact("one", "/opt/one", executable="first"), Artifact("two", "/opt/two"), PROGRAM)
+    assert found.script == "set -e\ncd /opt/one\ncd /opt/two\ncd /opt/program\nexec /opt/program/bin/run"
+    assert [warning.partition(":")[0] for warning in found.warnings] == ["artifact 1 (one)"]
+
+
+def test_stacked_runtimes_are_run_each_in_its_directory_and_the_last_takes_the_shells_place() -> None:
+    found = planned(
+        Artifact("one", "/opt/one", executable="first", arguments=("a b",)), Artifact("two", "/opt/two"), PROGRAM, launch="each"
+    )
+    assert found.script == "set -e\ncd /opt/one\nfirst 'a b'\ncd /opt/two\ncd /opt/program\nexec /opt/program/bin/run"
+    assert found.warnings == ()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12), max_size=4))
+@example(["a b", "it's", '"q"', "$(x)", "$HOME", "`id`", "two\nlines", ";", "é ☃", "", "*", "\\", "!"])
+def test_bash_hands_every_argument_to_the_program_as_it_is(arguments: list[str]) -> None:
+    assume(not any("%" in each or each.startswith(("./", "../")) or each == ".." for each in arguments))
+    found = planned(Artifact("i", "/opt/x", directory="/", executable="printf", arguments=("%%s\\0", *arguments)))
+    ran = subprocess.run(["/bin/bash", "-c", found.script], capture_output=True, check=True)
+    assert ran.stdout.split(b"\0")[:-1] == [each.encode() for each in arguments] or (not arguments and ran.stdout == b"\0")
+
+
+def test_kubernetes_expands_nothing_of_ours() -> None:
+    assert literal("$(x) $$ $") == "$$(x) $$$$ $$"
+    session = compose("base", [Artifact("i", executable="run", arguments=("$(PATH)",), environment={"A": "$(PATH)"})])
+    (application,) = session.pod["spec"]["containers"]
+    assert application["args"][0].endswith("exec run '$$(PATH)'")
+    assert application["env"] == [{"name": "A", "value": "$$(PATH)"}]
+
+
+# --- variables ---------------------------------------------------------------------------------------------------------
+
+
+def test_variables_are_the_last_artifacts_wherever_they_stand() -> None:
+    first = Artifact(
+        "i", "/opt/first", environment={"A": "%mount path% %working directory% %executable% %args% %port x% %config k% 100%%"}
+    )
+    last = Artifact(
+        "j",
+        "/opt/last",
+        directory="d",
+        executable="bin/e",
+        arguments=("a b", "%config k%"),
+        ports=(Port(80, "x"),),
+        server_config={"k": "v%mount path%"},
+    )
+    assert (
+        dict(planned(first, last).environment)["A"] == "/opt/last /opt/last/d /opt/last/bin/e 'a b' v/opt/last 80 v/opt/last 100%"
+    )
+
+
+def test_those_of_another_artifact_are_not_known() -> None:
+    first = Artifact("i", "/opt/first", ports=(Port(80, "mine"),), environment={"A": "%port mine%"})
+    (problem,) = faults(first, PROGRAM)
+    assert problem.startswith("artifact 1 (i): environment.A: %port mine%: unknown variable")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("%nonsense%", "unknown variable"), ("100%", "a percent sign stands alone"), ("%config a%", "refers to itself")],
+)
+def test_a_variable_that_has_no_value_is_a_fault(text: str, said: str) -> None:
+    (problem,) = faults(Artifact("i", executable="run", arguments=(text,), server_config={"a": "%config b%", "b": "%config a%"}))[
+        -1:
+    ]
+    assert any(
+        said in each
+        for each in faults(
+            Artifact("i", executable="run", arguments=(text,), server_config={"a": "%config b%", "b": "%config a%"})
+        )
+    )
+    assert problem
+
+
+def test_values_that_hold_each_other_twice_come_to_an_end() -> None:
+    known = {str(n): f"%{n + 1}%%{n + 1}%" for n in range(200)}
+    assert Variables({**known, "200": ""}).expand("%0%") == ""
+    with pytest.raises(ValueError, match=f"at most {LIMIT}"):
+        Variables({**known, "200": "x"}).expand("%0%")
+
+
+# --- configuration, ports, logs ----------------------------------------------------------------------------------------
+
+
+def test_the_configuration_of_all_is_one_serialized_dictionary() -> None:
+    one = Artifact("i", "/opt/i", server_config={"a": "x;y:z", "flag": True})
+    two = Artifact("j", "/opt/j", executable="run", server_config={"b": "", "a": "x;y:z"})
+    assert decode(dict(planned(one, two).environment)["SERVER_CONFIG"]) == {"a": "x;y:z", "flag": True, "b": ""}
+
+
+def test_what_contradicts_itself_names_both() -> None:
+    one = Artifact("i", "/opt/i", server_config={"a": "1"}, environment={"E": "1"}, ports=(Port(80, "x"), Port(81)), logs=("l",))
+    two = Artifact(
+        "j",
+        "/opt/j",
+        executable="run",
+        server_config={"a": "2"},
+        environment={"E": "2"},
+        ports=(Port(80), Port(82, "x")),
+        logs=("l",),
+    )
+    found = faults(one, two)
+    assert [each.partition(": ")[2].partition(": ")[0] for each in found] == [
+        "logDirectories", "ports", "ports", "environment.E", "serverConfig.a",
+    ]  # fmt: skip
+    assert all(each.startswith("artifact 2 (j)") and "artifact 1 (i)" in each for each in found)
+
+
+def test_one_number_may_be_open_for_two_protocols() -> None:
+    assert len(planned(Artifact("i", executable="run", ports=(Port(53), Port(53, protocol="UDP")))).ports) == 2
+
+
+# --- paths -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/etc", "/usr/bin", "/proc/x", "/dev", "/lib/x", "relative", "/a/../b", "/a:b", "/a\nb", "/sys/fs"]
+)
+def test_where_nothing_may_be_mounted(path: str) -> None:
+    with pytest.raises(ValueError, match=r"expected|system"):
+        mount_path(path)
+
+
+@pytest.mark.parametrize("path", ["/opt/tool", "/usr/share/tool", "/srv/a b", "/data/", "//data//x"])
+def test_where_something_may_be_mounted(path: str) -> None:
+    assert mount_path(path) == "/" + posixpath.normpath(path).lstrip("/")
+
+
+@pytest.mark.parametrize("text", ["..", "../y", "a/../../y", "./../..", "../xy"])
+def test_a_path_that_leaves_its_mount_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="leaves the mount"):
+        below("/opt/x", text)
+    assert any("leaves the mount" in each for each in faults(Artifact("i", "/opt/x", directory=text, executable="run")))
+
+
+NAMES = st.sampled_from(["a", "b", "ab", "opt", "x", "..", ".", "", "proc", "etc"])
+PATHS = st.lists(NAMES, max_size=5).map("/".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(mounts=st.lists(PATHS.map("/opt/{}".format), min_size=1, max_size=6), inner=st.lists(PATHS, max_size=3))
+def test_no_accepted_mounts_lie_in_each_other_and_no_accepted_path_leaves_its_mount(mounts: list[str], inner: list[str]) -> None:
+    artifacts = [
+        Artifact(f"i{n}", mount, directory=path, executable="run")
+        for n, (mount, path) in enumerate(zip(mounts, [*inner, *[""] * 6], strict=False))
+    ]
+    try:
+        found = planned(*artifacts, taken=[("/opt/x", "the wrapper")])
+    except ParametersError:
+        return
+    paths = ["/opt/x", *(each.mount for each in found.placed)]
+    for number, one in enumerate(paths):
+        assert not any(other == one or other.startswith(f"{one}/") for at, other in enumerate(paths) if at != number)
+        assert not any(one == each or one.startswith(f"{each}/") for each in CLOSED)
+    for each in found.placed:
+        if not each.artifact.directory.startswith("/"):
+            assert posixpath.normpath(each.directory) == each.mount or posixpath.normpath(each.directory).startswith(
+                f"{each.mount}/"
+            )
+
+
+@settings(deadline=None)
+@given(st.lists(PATHS.map(lambda path: posixpath.normpath("/t/" + path.replace("..", "c"))), max_size=8))
+def test_clashes_are_those_of_every_pair(paths: list[str]) -> None:
+    found = {inner for _, inner in clashes(paths)}
+    apart = [each for number, each in enumerate(paths) if number not in found]
+    assert not any(one != other and other.startswith(f"{one}/") for one in apart for other in apart)
+    assert len(set(apart)) == len(apart)
+    for outer, inner in clashes(paths):
+        assert paths[inner] == paths[outer] or paths[inner].startswith(f"{paths[outer]}/")
+
+
+def test_the_wrapper_and_the_batteries_have_their_places_too() -> None:
+    for path, whose in (("/sidecar/wrapper", "the wrapper"), ("/sidecar", "the wrapper"), ("/input/x", "the battery fuse")):
+        with pytest.raises(ParametersError, match=whose):
+            compose("base", [Artifact("i", path, executable="run")], [FUSE])
+
+
+# --- everything at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_request_is_told_whole_and_with_its_places() -> None:
+    bad = Artifact(
+        "",
+        "/etc",
+        directory="../..",
+        ports=(Port(0, "UPPER"),),
+        mounts=(("rel", "../x"),),
+        logs=("..",),
+        environment={"a b": "%"},
+    )
+    with pytest.raises(ParametersError) as refused:
+        compose("", [bad], names=["bad@1"])
+    told = [(fault.where, fault.key) for fault in refused.value.faults]
+    keys = [
+        "image",
+        "mountPath",
+        "workingDirectory",
+        "mountPaths",
+        "mountPaths",
+        "executable",
+        "logDirectories",
+        "ports",
+        "ports",
+        "environment",
+        "environment.a b",
+    ]
+    assert told[0] == ("session", "image")
+    assert {where for where, _ in told[1:]} == {"artifact 1 (bad@1)"}
+    assert sorted(key for _, key in told[1:]) == sorted(keys)
+
+
+def test_a_session_of_nothing_is_refused() -> None:
+    assert faults() == ["session: artifacts: expected at least one artifact"]
+
+
+def test_an_artifact_that_is_not_in_the_catalog_is_told_with_what_was_meant() -> None:
+    with pytest.raises(ParametersError) as refused:
+        find(catalog(), ["viewer@1.5", "gdb@13", "nothing"])
+    assert [str(fault) for fault in refused.value.faults] == [
+        "artifact 1: viewer@1.5: unknown artifact; did you mean 'viewer@1.4'?",
+        "artifact 3: nothing: unknown artifact; expected viewer@1.4, gdb@13, streamer@7",
+    ]
+
+
+def test_a_catalog_is_told_whole_and_with_its_lines() -> None:
+    text = "artifacts:\n  a: {imag: x}\n  b:\n    image: [y]\n    ports: [x, {port: 1, protocol: ICMP}]\n    args: {a: b}\n"
+    with pytest.raises(ParametersError) as refused:
+        read_catalog(text)
+    assert [fault.where for fault in refused.value.faults] == [f"catalog line {n}" for n in (2, 2, 4, 6, 5, 5)]
+
+
+def test_what_bash_is_given_is_one_line_for_each_thing() -> None:
+    assert shlex.split(planned(PROGRAM).script.splitlines()[-1]) == ["exec", "/opt/program/bin/run"]
