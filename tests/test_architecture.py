@@ -26,6 +26,7 @@ PACKAGE = ROOT / "sidecar"
 # Each layer may import what stands below it, and nothing above. Modules of one line may import each other, without a cycle.
 LAYERS = (
     ("cli", "testing"),  # parse, one call, print; and the contracts for those who write stores and batteries
+    ("session",),  # what a pod is made of, and where one is started
     ("coordination",),
     ("batteries",),
     ("mount",),  # a bundle as a read-only file system
@@ -48,11 +49,13 @@ RESERVED_FOR = {
 }
 # Inside coordination, top to bottom; one line's modules do not know each other.
 # host and pod share a few lines with application, which knows neither.
-COORDINATION = (("host", "pod", "report"), ("application",), ("signals",), ("notation", "protocol"))
+COORDINATION = (("host", "pod", "report"), ("application",), ("memory",), ("signals",), ("notation", "protocol"))
 
 # Modules that decide and touch nothing. They may import these of the standard library, each of which computes and no more
-# (shlex's split does not read; datetime has constants and arithmetic, its clock is looked for below); and two others, to compute.
+# (shlex's split does not read; datetime has constants and arithmetic, its clock is looked for below; uuid's uuid5 is a hash); and
+# two others, to compute.
 PURE = (
+    "batteries/companion.py",
     "batteries/postgres/configuration.py",
     "batteries/postgres/contents.py",
     "batteries/postgres/control.py",
@@ -61,6 +64,12 @@ PURE = (
     "mount/protocol.py",
     "once/asked.py",
     "parameters/*.py",
+    "session/artifact.py",
+    "session/catalog.py",
+    "session/compose.py",
+    "session/place.py",
+    "session/plan.py",
+    "session/variables.py",
     "store/format.py",
     "store/reference.py",
     "errors.py",
@@ -70,9 +79,9 @@ PURE = (
 )
 COMPUTES = {
     "__future__", "base64", "codecs", "collections", "dataclasses", "datetime", "difflib", "functools", "hashlib", "hmac",
-    "itertools", "json", "math", "posixpath", "re", "shlex", "string", "struct", "typing", "unicodedata",
+    "itertools", "json", "math", "posixpath", "re", "shlex", "string", "struct", "typing", "unicodedata", "uuid",
 }  # fmt: skip
-PURE_OF_OTHERS = {"parameters/document.py": {"yaml"}, "store/format.py": {"blake3"}}
+PURE_OF_OTHERS = {"parameters/document.py": {"yaml"}, "session/catalog.py": {"yaml"}, "store/format.py": {"blake3"}}
 # Names that reach the world without an import.
 REACHES = {"open", "input", "print", "exec", "eval", "compile", "__import__", "breakpoint"}
 CLOCKS = {"now", "today", "utcnow"}

@@ -14,11 +14,12 @@ import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from sidecar.batteries.companion import Around, fuse, literal, postgres
 from sidecar.errors import ParametersError
 from sidecar.parameters.dictionary import decode
 from sidecar.session.artifact import Artifact, Port
 from sidecar.session.catalog import find, read_catalog
-from sidecar.session.compose import Companion, Options, compose, literal
+from sidecar.session.compose import Options, compose
 from sidecar.session.place import CLOSED, below, clashes, mount_path
 from sidecar.session.plan import Plan, plan
 from sidecar.session.variables import LIMIT, Variables
@@ -45,10 +46,15 @@ artifacts:
 """
 IDS = ("viewer@1.4", "gdb@13", "streamer@7")
 PROGRAM = Artifact("example/program:1", mount_path="/opt/program", executable="bin/run")
-FUSE = Companion(
-    {"name": "fuse", "image": "example/fuse:1", "command": ["wrap_datamon", "-c", "/sidecar/coordination"]},
-    shared=("/input", "/output"),
-    flags=("-b", "fuse"),
+AROUND = Around("/sidecar/coordination", "file:///store", "store")
+FUSE = fuse(
+    "bundles: [{name: in, srcPath: /input, srcRepo: weather, srcLabel: latest},\n"
+    "{name: out, destPath: /output, destRepo: results, destMessage: $(x) it's}]",
+    "fuse.yaml",
+    AROUND,
+)
+POSTGRES = postgres(
+    "databases: [{name: db1, pgPort: 5430, owner: u, databases: [shop]}, {name: db2, pgPort: 5431, owner: u}]", "pg.yaml", AROUND
 )
 
 
@@ -75,6 +81,8 @@ PODS = {
     "three": (IDS, (), Options()),
     "three-as-image-volumes": (IDS, (), Options(delivery="image")),
     "three-and-fuse": (IDS, (FUSE,), Options()),
+    "three-and-both-batteries": (IDS, (FUSE, POSTGRES), Options()),
+    "one-and-postgres": (IDS[2:], (POSTGRES,), Options()),
     "three-and-fuse-as-image-volumes": (IDS, (FUSE,), Options(delivery="image", user=None)),
 }
 every_pod = pytest.mark.parametrize("name", PODS)

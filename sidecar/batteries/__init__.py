@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from sidecar.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sidecar.batteries.companion import Around, Companion
 
 Options = TypeVar("Options")
 
@@ -40,11 +43,16 @@ class Battery(Protocol):
 
 @dataclass(frozen=True)
 class Kind(Generic[Options]):
-    """A kind of battery: what it is called, what may be said of it, and how one is made from that."""
+    """A kind of battery: what it is called, what may be said of it, and how one is made from that.
+
+    `companion` is for pods that are composed: a pure function from a parameters document, what the document is called, and what
+    is around, to the container; see sidecar.batteries.companion. A kind without one cannot be woven into a session.
+    """
 
     name: str
     options: type[Options]
     open: Callable[[Options, Progress], Battery]
+    companion: Callable[[str, str, Around], Companion] | None = None
 
 
 def find(name: str) -> Kind[Any]:

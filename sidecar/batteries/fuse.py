@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sidecar.batteries import Kind, Progress
+from sidecar.batteries import Kind, Progress, companion
 from sidecar.batteries.bundles import told_of, write_bundle_id
 from sidecar.errors import ConfigurationError, NotSaved, SourceMissing, Unreachable
 from sidecar.parameters.fuse import Destination, Source
@@ -194,7 +194,7 @@ def open_battery(options: FuseBatteryOptions, progress: Progress) -> FuseBattery
     return FuseBattery(options, progress)
 
 
-KIND = Kind("fuse", FuseBatteryOptions, open_battery)
+KIND = Kind("fuse", FuseBatteryOptions, open_battery, companion.fuse)
 
 
 def _selection(source: Source) -> Select | None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "run": ("sidecar.cli.run:run", "Run a command with its inputs before and its outputs saved after, on this machine."),
     "status": ("sidecar.cli.status:status", "Explain a running or finished pod from its coordination directory."),
     "once": ("sidecar.cli.once:once", "Run a program at most once, and give back what came of it."),
+    "session": ("sidecar.cli.session:session", "Compose a pod from a base image and any number of artifacts."),
     "bundle": ("sidecar.cli.bundle:bundle", "Keep, fetch and look at bundles of files."),
     "repo": ("sidecar.cli.bundle:repo", "Make and list repositories of bundles."),
     "label": ("sidecar.cli.bundle:label", "Move and list the labels of bundles."),

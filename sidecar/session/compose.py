@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sidecar.batteries.companion import Companion, literal
 from sidecar.errors import Fault, ParametersError
 from sidecar.session.artifact import Artifact
 from sidecar.session.plan import Launch, Log, Opened, Placed, Plan, plan
@@ -31,17 +32,6 @@ _TARGET = "/sidecar/artifact"
 _SMALL = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}}
 _WRAPPER_SIZE, _COORDINATION_SIZE = "32Mi", "16Mi"
 _HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-
-
-@dataclass(frozen=True)
-class Companion:
-    """A battery's container in a session: its manifest, the volumes that are its own, the paths that it shares with the
-    application (which, like the coordination directory, need no volume of its own), and what the wrapper is told of it."""
-
-    container: Manifest
-    volumes: tuple[Manifest, ...] = ()
-    shared: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,11 +102,6 @@ def session_id(image: str, artifacts: Sequence[Artifact], batteries: Sequence[Co
     return str(uuid.uuid5(uuid.NAMESPACE_OID, said))
 
 
-def literal(text: str) -> str:
-    """Return what Kubernetes makes `text` of, in a command, an argument or the value of a variable."""
-    return text.replace("$", "$$")
-
-
 # --- the pod -----------------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +113,8 @@ def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], 
     volumes += [_volume(each, options) for each in found.placed]
     volumes += [_empty(_log_name(log)) for log in found.logs]
     volumes += [_empty(name) for name in shared.values()]
-    volumes += [volume for each in batteries for volume in each.volumes]
+    # Two batteries may have one of the same name, such as the store's.
+    volumes += {volume["name"]: volume for each in batteries for volume in each.volumes}.values()
     inits = [_install(options)] if wrapped or copied else []
     if copied:
         inits += [_copy(each, options) for each in found.placed]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar.batteries import Battery, Kind, Progress
+from sidecar.batteries import Battery, Kind, Progress, companion
 
 
 def open_battery(options: Any, progress: Progress) -> Battery:
@@ -23,4 +23,4 @@ def open_battery(options: Any, progress: Progress) -> Battery:
     return PostgresBattery(options, progress)
 
 
-KIND: Kind[Any] = Kind("postgres", object, open_battery)
+KIND: Kind[Any] = Kind("postgres", object, open_battery, companion.postgres)

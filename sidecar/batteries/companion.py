@@ -1,0 +1,117 @@
+"""A battery's container in a pod that is composed: what a kind of battery makes of its parameters. Pure.
+
+    companion(document, name, around) -> Companion
+
+The parameters are the YAML document that the battery reads itself; in the pod they travel as the serialized dictionaries of its
+environment, so that nothing but the manifest is needed. Whoever composes adds what all containers have: the coordination
+directory, and the volumes of the paths that the battery shares with the application.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.errors import Fault, ParametersError
+from sidecar.parameters.document import is_inline
+from sidecar.parameters.exports import fuse_variables, postgres_variables
+from sidecar.parameters.fuse import FuseFlags, fuse_options
+from sidecar.parameters.postgres import PostgresFlags, postgres_options
+
+Manifest = dict[str, Any]
+
+HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a battery finds in the pod: where participants meet, the store's URL and, for one below /, the claim of its volume."""
+
+    coordination: str
+    store: str = ""
+    claim: str = ""
+    images: str = "localhost/sidecar"
+    tag: str = "latest"
+    pull: str = "IfNotPresent"
+    grace: int = 50
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A battery's container in a session: its manifest, the volumes that are its own, the paths that it shares with the
+    application (which, like the coordination directory, need no volume of its own), and what the wrapper is told of it."""
+
+    container: Manifest
+    volumes: tuple[Manifest, ...] = ()
+    shared: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+def literal(text: str) -> str:
+    """Return what Kubernetes makes `text` of, in a command, an argument or the value of a variable."""
+    return text.replace("$", "$$")
+
+
+def fuse(document: str, name: str, around: Around) -> Companion:
+    """Return the fuse battery whose parameters `document` says; ParametersError, in which it is called `name`.
+
+    Bundles are downloaded: a mount that other containers see would need a privileged container.
+    """
+    configured = fuse_options(FuseFlags(coordination=around.coordination), {"dm_fuse_params": _path(name)}, lambda _: document)
+    options = configured.options
+    shared = [source.path for source in options.sources] + [destination.path for destination in options.destinations]
+    if not shared:
+        raise ParametersError([Fault(name, "bundles", "expected a bundle to bring, or a directory to keep")])
+    container = _container("fuse", "fuse-sidecar", ["wrap_datamon", "--populate"], fuse_variables(configured), around)
+    return _with_store(Companion(container, shared=tuple(shared), flags=("-b", "fuse")), around)
+
+
+def postgres(document: str, name: str, around: Around) -> Companion:
+    """Return the postgres battery whose parameters `document` says; ParametersError, in which it is called `name`."""
+    flags = PostgresFlags(coordination=around.coordination, config=_path(name))
+    configured = postgres_options(flags, {}, lambda _: document)
+    databases = configured.options.databases
+    if not databases:
+        raise ParametersError([Fault(name, "databases", "expected a database")])
+    folders = dict.fromkeys(posixpath.dirname(each.data_dir) for each in databases)
+    container = _container("postgres", "pg-sidecar", ["wrap_datamon_pg"], postgres_variables(configured), around)
+    names = {folder: f"databases-{number}" for number, folder in enumerate(folders, 1)}
+    mounts = [{"name": names[folder], "mountPath": folder} for folder in folders]
+    volumes = tuple({"name": each, "emptyDir": {}} for each in names.values())
+    flagged = ("-b", "postgres", "-d", " ".join(each.name for each in databases))
+    return _with_store(Companion({**container, "volumeMounts": mounts}, volumes, flags=flagged), around)
+
+
+def _path(name: str) -> str:
+    """Return what the document is called, where that could not be taken for the document itself."""
+    return "parameters" if is_inline(name) else name
+
+
+def _container(name: str, image: str, command: Sequence[str], variables: Mapping[str, str], around: Around) -> Manifest:
+    store = {"SIDECAR_STORE": around.store} if around.store else {}
+    return {
+        "name": name,
+        "image": f"{around.images}/{image}:{around.tag}",
+        "imagePullPolicy": around.pull,
+        "command": [*command, "-c", around.coordination, "--grace", f"{around.grace}s"],
+        "env": [{"name": key, "value": literal(value)} for key, value in {**variables, **store}.items()],
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+        "securityContext": HARDENED,
+    }
+
+
+def _with_store(companion: Companion, around: Around) -> Companion:
+    """Return a companion that has the volume of a store below /."""
+    if not around.claim:
+        return companion
+    path = around.store.removeprefix("file://")
+    if not path.startswith("/"):
+        problem = f"the claim {around.claim} is for a store that is a directory, such as file:///store, not {around.store!r}"
+        raise ParametersError([Fault("session", "store", problem)])
+    mounts = [*companion.container.get("volumeMounts", ()), {"name": "store", "mountPath": path}]
+    volume = {"name": "store", "persistentVolumeClaim": {"claimName": around.claim}}
+    return Companion(
+        {**companion.container, "volumeMounts": mounts}, (*companion.volumes, volume), companion.shared, companion.flags
+    )
