@@ -15,7 +15,7 @@ LIBPYTHON := $(firstword $(wildcard /usr/lib/python3*/config-3*/libpython3*.a) /
 LIBSQLITE3 := $(firstword $(wildcard /usr/lib/*/libsqlite3.a) /usr/lib/libsqlite3.a)
 BUILD_WRAPPER := python3:/usr/bin/python3 gcc:/usr/bin/gcc libpython3-dev:$(LIBPYTHON) libsqlite3-dev:$(LIBSQLITE3)
 DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3 \
-	postgresql:$(POSTGRES) $(BUILD_WRAPPER) busybox-static:/usr/share/doc/busybox-static
+	postgresql:$(POSTGRES) $(BUILD_WRAPPER) busybox-static:/usr/share/doc/busybox-static bubblewrap:/usr/bin/bwrap
 # What builds images and runs pods. runc, because crun refuses machines whose cgroups are of both versions.
 PODS := podman:/usr/bin/podman buildah:/usr/bin/buildah runc:/usr/sbin/runc catatonit:/usr/bin/catatonit \
 	netavark:/usr/lib/podman/netavark busybox-static:/usr/share/doc/busybox-static mmdebstrap:/usr/bin/mmdebstrap
