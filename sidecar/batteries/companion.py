@@ -62,8 +62,6 @@ def fuse(document: str, name: str, around: Around) -> Companion:
     configured = fuse_options(FuseFlags(coordination=around.coordination), {"dm_fuse_params": _path(name)}, lambda _: document)
     options = configured.options
     shared = [source.path for source in options.sources] + [destination.path for destination in options.destinations]
-    if not shared:
-        raise ParametersError([Fault(name, "bundles", "expected a bundle to bring, or a directory to keep")])
     container = _container("fuse", "fuse-sidecar", ["wrap_datamon", "--populate"], fuse_variables(configured), around)
     return _with_store(Companion(container, shared=tuple(shared), flags=("-b", "fuse")), around)
 
@@ -73,8 +71,6 @@ def postgres(document: str, name: str, around: Around) -> Companion:
     flags = PostgresFlags(coordination=around.coordination, config=_path(name))
     configured = postgres_options(flags, {}, lambda _: document)
     databases = configured.options.databases
-    if not databases:
-        raise ParametersError([Fault(name, "databases", "expected a database")])
     folders = dict.fromkeys(posixpath.dirname(each.data_dir) for each in databases)
     container = _container("postgres", "pg-sidecar", ["wrap_datamon_pg"], postgres_variables(configured), around)
     names = {folder: f"databases-{number}" for number, folder in enumerate(folders, 1)}
