@@ -147,7 +147,7 @@ def test_only_the_wrappers_own_modules_are_in_it_and_what_they_need() -> None:
     found = set(load("build").modules_needed())
     assert {"sidecar.cli.wrap_application", "sidecar.coordination.application", "sidecar.process", "sidecar.linux"} <= found
     others = {name for name in found if not name.startswith(("sidecar", "encodings"))}
-    assert others == {"portable", "_json", "_sqlite3", "__future__"}
+    assert others == {"portable", "copy_tree", "_json", "_sqlite3", "__future__"}
     assert not {name for name in found if name.startswith(("sidecar.store", "sidecar.batteries", "sidecar.parameters"))}
 
 

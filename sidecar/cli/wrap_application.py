@@ -54,6 +54,7 @@ Python: sidecar.coordination.application.run
       --termination-log F where the reason of a failure goes (default /dev/termination-log, where it exists)
   -q, --quiet             say nothing on stderr but errors
       --install DIR       by itself, and only of the static executable (make wrapper): put it into DIR, for any image
+      --copy SRC DIR      likewise: put what is below SRC, in an image that may hold nothing else, into DIR
   -h, --help              this text
       --version           the version
 

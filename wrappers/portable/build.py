@@ -31,6 +31,7 @@ TOP = HERE.parent.parent
 C_SOURCES = (HERE / "main.c", HERE / "linux.c", HERE / "sqlite.c")
 OURS = {
     "portable": HERE / "portable.py",
+    "copy_tree": HERE / "copy_tree.py",
     "_json": HERE / "json_in_python.py",
     "_sqlite3": HERE / "sqlite_in_python.py",
 }

@@ -1,18 +1,25 @@
-"""What the portable wrapper runs: `wrap_application`; and `--install DIR`, which only it has, for it is one file.
+"""What the portable wrapper runs: `wrap_application`; and `--install` and `--copy`, which only it has, for it is one file.
 
     wrap_application --install DIR     or, by the name `install`:     install DIR
 
 puts it into DIR, which is made where it is missing, as the initContainer does with a volume that the pod's containers share. It
 may be killed at any moment and run again: what bears the name is whole, and what an earlier one left half-way is removed.
+
+    wrap_application --copy SRC DIR
+
+puts what is below SRC into DIR, in an image that may hold nothing else: see copy_tree.py.
 """
 
 from __future__ import annotations
 
+import _signal
 import _thread
 import fcntl
 import os
 import stat
 import sys
+
+from copy_tree import copy_tree
 
 from sidecar.cli import wrap_application
 from sidecar.errors import SidecarError, Unreachable, UsageError
@@ -37,14 +44,23 @@ def main() -> NoReturn:
     """Be `wrap_application`, or install it."""
     _thread.stack_size(STACK)
     called, words = os.path.basename(sys.argv[0]), sys.argv[1:]
-    if called != "install" and words[:1] != ["--install"]:
+    if called == "install":
+        words = ["--install", *words]
+    if words[:1] not in (["--install"], ["--copy"]):
         wrap_application.main()
     try:
-        install(_folder_of(words if called == "install" else words[1:]))
+        if words[0] == "--install":
+            install(_folder_of(words[1:]))
+        else:
+            copy(*_folders_of(words[1:]))
     except SidecarError as error:
-        os.write(2, f"{NAME}: {error}\n".encode(errors="replace"))
+        _tell(str(error))
         os._exit(error.status)
     os._exit(0)
+
+
+def _tell(line: str) -> None:
+    os.write(2, f"{NAME}: {line}\n".encode(errors="replace"))
 
 
 def _folder_of(words: list[str]) -> str:
@@ -55,6 +71,25 @@ def _folder_of(words: list[str]) -> str:
     return words[0]
 
 
+def _folders_of(words: list[str]) -> list[str]:
+    if words[:1] == ["--"]:
+        words = words[1:]
+    if len(words) != 2 or not words[0].startswith("/") or not words[1] or words[1].startswith("-"):
+        raise UsageError("--copy expects SRC and DIR: an absolute directory, and where to put what is below it")
+    return words
+
+
+def copy(source: str, folder: str) -> None:
+    """Put what is below `source` into `folder`, see copy_tree; a signal that ends processes ends it, as PID 1 too."""
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
+        _signal.signal(number, lambda number, _: os._exit(128 + number))
+    try:
+        at = _opened(folder)
+    except OSError as error:
+        raise Unreachable(f"{folder!r} cannot be written: {error.strerror}") from None
+    copy_tree(source, folder, at, _tell)
+
+
 def install(folder: str) -> None:
     """Put this executable into `folder` as NAME, unless it is there; Unreachable where that cannot be."""
     try:
@@ -62,11 +97,9 @@ def install(folder: str) -> None:
     except OSError as error:
         raise Unreachable(f"{sys.executable}, this executable, cannot be read: {error.strerror}") from None
     try:
-        os.makedirs(folder, exist_ok=True)
-        at = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        at = _opened(folder)
         if os.fstatvfs(at).f_flag & os.ST_NOEXEC:
             raise Unreachable(f"{folder} is mounted noexec: nothing in it can be executed")
-        _lock(at)
         if not _is_there(at, source):
             _put(at, source)
     except OSError as error:
@@ -80,11 +113,15 @@ def _this_executable() -> int:
         return os.open(sys.executable, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _lock(at: int) -> None:
+def _opened(folder: str) -> int:
+    """Return `folder`, which is made where it is missing, open and ours alone: two at once wait for each other."""
+    os.makedirs(folder, exist_ok=True)
+    at = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
         fcntl.flock(at, fcntl.LOCK_EX)
     except OSError:
-        pass  # No locks here, and then hardly two that install at once.
+        pass  # No locks here, and then hardly two at once.
+    return at
 
 
 def _is_there(at: int, source: int) -> bool:
