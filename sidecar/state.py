@@ -133,8 +133,8 @@ class State:
         # What the connection was told last.
         self._durable: bool | None = None
         self._patience = PATIENCE
-        if not make and not os.path.lexists(self.path):
-            raise SourceMissing(f"there is nothing in {self.folder} yet")
+        if not make:
+            self._check_there()
         self.fd = self._open_folder()
         try:
             fresh = self._check_file()
@@ -203,6 +203,15 @@ class State:
         return self._connection
 
     # --- opening
+
+    def _check_there(self) -> None:
+        """SourceMissing where there is no store; what cannot be looked at for another reason is opened, and refused there."""
+        try:
+            os.lstat(self.path)
+        except FileNotFoundError:
+            raise SourceMissing(f"there is nothing in {self.folder} yet") from None
+        except OSError:
+            pass
 
     def _open_folder(self) -> int:
         try:

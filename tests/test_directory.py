@@ -20,6 +20,7 @@ from sidecar.coordination import signals
 from sidecar.coordination.notation import decode, encode
 from sidecar.coordination.protocol import DONE, RUNNING, WAITING, Exit, Problem, Record
 from sidecar.coordination.signals import Directory, Watch, record_from_json, record_to_json
+from sidecar.errors import Unreachable
 
 NEVER = ("-b", "fuse", "--save", "never")
 AT_ONCE = ("-b", "fuse", "--appear-timeout", "0")
@@ -550,6 +551,32 @@ for number in range(200):
     theirs = as_nobody(common, make, common.coord)
     common.say("go")
     assert (mine.wait(), theirs.wait()) == (0, 0), mine.err + theirs.err
+
+
+IDENTITY = "print(Directory(sys.argv[1]).identity())"
+
+
+def test_an_id_that_another_user_gave_to_our_directory_is_refused(common: Pod) -> None:
+    """He would give it that of another directory, and another's runs with it."""
+    assert as_nobody(common, IDENTITY, common.coord).wait() == 0
+    with Directory(str(common.coord)) as directory, pytest.raises(Unreachable, match=f"id is user {NOBODY}'s"):
+        directory.identity()
+
+
+def test_an_id_that_we_gave_to_our_directory_is_everybody_s(common: Pod) -> None:
+    with Directory(str(common.coord)) as directory:
+        ours = directory.identity()
+    theirs = as_nobody(common, IDENTITY, common.coord)
+    assert (theirs.wait(), theirs.out) == (0, f"{ours}\n"), theirs.err
+
+
+def test_whoever_owns_a_directory_may_give_it_its_id(common: Pod) -> None:
+    made = f"os.mkdir(sys.argv[1], 0o777); os.chmod(sys.argv[1], 0o777); {IDENTITY}"
+    theirs = as_nobody(common, made, common.coord / "theirs")
+    assert theirs.wait() == 0, theirs.err
+    with Directory(str(common.coord / "theirs")) as directory:
+        assert f"{directory.identity()}\n" == theirs.out
+    as_nobody(common, "import shutil; shutil.rmtree(sys.argv[1])", common.coord / "theirs").wait()
 
 
 def test_another_user_cannot_replace_what_we_have_said(common: Pod) -> None:

@@ -24,17 +24,17 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import BIN, HANG, LONG, PID_1, Pod, Started, gone, parent_of, state_of, unshare, until
+from processes import BIN, HANG, LONG, PID_1, Pod, Started, children_of, forked, gone, parent_of, state_of, unshare, until
 
 from sidecar import process
-from sidecar.errors import DeadlinePassed, OutcomeUnknown, SourceMissing, UsageError
+from sidecar.errors import DeadlinePassed, OutcomeUnknown, SourceMissing, Unreachable, UsageError
 from sidecar.once import Ledger
 from sidecar.once.asked import ask, expand
 from sidecar.once.facts import RUNNING, UNKNOWN, OtherRun, Piece, Run, moment
 from sidecar.once.instance import instance_of
 from sidecar.once.ledger import Claim
 from sidecar.once.run import follow
-from sidecar.state import FILE
+from sidecar.state import FILE, State
 from sidecar.values import replace
 
 SIDECAR = str(BIN / "sidecar")
@@ -274,6 +274,23 @@ def test_a_signal_to_whoever_follows_ends_nobody_else(once: Asking, pod: Pod, nu
     assert (first.wait(), first.out) == (7, "one\ntwo\n")
 
 
+@pytest.mark.parametrize("what", ["run", "logs"])
+def test_whoever_follows_as_the_init_of_a_container_ends_with_the_signal_that_it_gets(once: Asking, pod: Pod, what: str) -> None:
+    """To PID 1 signals do nothing by themselves."""
+    first = once.start_held("n")
+    words = once.words("n", "sh", "-c", once.held("n"))
+    if what == "logs":
+        words = [SIDECAR, "once", "logs", "n", "--instance", INSTANCE, "--follow"]
+    second = pod.start(*PID_1, *words, env=once.env)
+    until(lambda: second.out == "one\n", "it follows", pod)
+    (init,) = children_of(second.pid)
+    os.kill(init, signal.SIGTERM)
+    assert second.wait() == 128 + signal.SIGTERM
+    assert first.running
+    once.let_go("n")
+    assert (first.wait(), first.out) == (7, "one\ntwo\n")
+
+
 def test_whoever_follows_a_run_whose_owner_is_killed_is_told_that_its_outcome_is_unknown(once: Asking, pod: Pod) -> None:
     first = once.start_held("n")
     second = once.start("n", "sh", "-c", once.held("n"))
@@ -289,6 +306,19 @@ def test_a_run_that_is_forgotten_while_it_is_followed_is_unknown_to_whoever_foll
     with pytest.raises(OutcomeUnknown, match="was forgotten while it was followed"):
         follow(ledger, claim.run, None)
     assert ledger.runs() == []
+
+
+def test_whoever_follows_by_the_command_is_told_that_the_run_was_forgotten(once: Asking, pod: Pod, ledger: Ledger) -> None:
+    first = once.start_held("n")
+    second = once.start("n", "sh", "-c", once.held("n"))
+    until(lambda: second.out == "one\n", "it follows", pod)
+    with ledger.state.write() as transaction:  # `forget` refuses what is running
+        transaction.execute("DELETE FROM run")
+    assert second.wait() == 125
+    assert "n was forgotten while it was followed" in second.err
+    assert first.running
+    once.let_go("n")
+    assert first.wait() == 7
 
 
 def test_a_run_that_is_forgotten_while_it_is_replayed_does_not_look_whole(once: Asking, ledger: Ledger) -> None:
@@ -367,6 +397,39 @@ def test_a_directory_in_which_it_cannot_run_is_no_start(ledger: Ledger, tmp_path
     result = ledger.run_once("n", ["true"], instance=INSTANCE, directory=str(tmp_path / "missing"))
     assert (result.state, result.status) == ("failed-to-start", 126)
     assert "cannot be the working directory" in result.run.exit.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "status"),
+    [((), b"/nowhere\xff", 127), (("--directory", b"/nowhere\xff"), b"true", 126)],
+    ids=["the command", "the directory"],
+)
+def test_what_cannot_be_begun_is_told_each_time_also_where_its_name_is_no_unicode(
+    once: Asking, options: tuple[Any, ...], command: bytes, status: int
+) -> None:
+    words = [os.fsdecode(word) for word in options]
+    answers = [once.run("n", os.fsdecode(command), options=words) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert answers[0].status == status
+    assert b"sidecar: /nowhere" in answers[0].err
+    assert once.show("n")["state"] == "failed-to-start"
+    where = words[1] if words else None
+    with once.ledger() as ledger:
+        results = [ledger.run_once("m", [os.fsdecode(command)], instance=INSTANCE, directory=where) for _ in range(2)]
+    assert len({result.run.exit for result in results}) == 1
+
+
+def test_the_directory_is_the_same_however_the_library_is_told_it(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "place" / "place").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    first = ledger.run_once("n", ["pwd"], instance=INSTANCE, directory="place")
+    assert (first.directory, first.stdout.decode()) == (str(tmp_path / "place"), f"{tmp_path}/place\n")
+    monkeypatch.chdir("place")
+    assert ledger.run_once("n", ["pwd"], instance=INSTANCE, directory=str(tmp_path / "place")).restored
+    with pytest.raises(OtherRun, match="the working directory is"):
+        ledger.run_once("n", ["pwd"], instance=INSTANCE, directory="place")
 
 
 def test_nothing_stays_open_of_runs_that_are_over(ledger: Ledger) -> None:
@@ -598,6 +661,38 @@ def test_a_secret_that_is_no_program_is_not_told(once: Asking) -> None:
     assert not [path for path in once.state.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize("secret", ["", "n"], ids=["empty", "a letter"])
+def test_where_a_secret_is_short_nothing_else_that_is_told_is_changed(once: Asking, secret: str) -> None:
+    answers = [once.run("n", "$(KEY)", options=["-e", f"KEY={secret}", "--redact", "KEY"]) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert re.fullmatch(r"sidecar: \$\(KEY\): (not found|cannot be executed: .*)\n", answers[0].err.decode())
+
+
+def test_a_reference_to_a_secret_and_the_text_of_one_are_not_the_same(once: Asking) -> None:
+    options = ["-e", "KEY", "--redact", "KEY"]
+    assert once.run("n", "echo", "$$(KEY)", options=options, env={"KEY": SECRET}).out == b"$(KEY)\n"
+    other = once.run("n", "test", "$(KEY)", options=options, env={"KEY": SECRET})
+    assert other.status == 125
+    found = once.run("n", "echo", "$(KEY)", options=options, env={"KEY": SECRET})
+    assert (found.status, found.out) == (125, b"")
+    assert b"argument 1 is another" in found.err
+
+
+@pytest.mark.parametrize("reference", ["$(KEY)", "$$$(KEY)"])
+def test_a_secret_that_is_referred_to_before_it_is_given_is_misuse_and_kept_nowhere(once: Asking, reference: str) -> None:
+    options = ["-e", f"URL=db://{reference}@h", "-e", "KEY", "--redact", "KEY"]
+    found = once.run("n", "true", options=options, env={"KEY": SECRET})
+    assert found.status == 2
+    assert b"KEY is to be redacted, and URL refers to it before it is given: expected -e KEY first" in found.err
+    assert SECRET.encode() not in found.err
+    assert not once.state.exists()
+
+
+def test_a_text_that_only_looks_like_a_secret_s_name_may_come_before_it(once: Asking) -> None:
+    options = ["-e", "URL=$$(KEY) KEY (KEY)", "-e", "KEY", "--redact", "KEY"]
+    assert once.run("n", "sh", "-c", 'echo "$URL"', options=options, env={"KEY": SECRET}).out == b"$(KEY) KEY (KEY)\n"
+
+
 def test_with_the_same_secret_it_is_the_same_run_and_with_another_it_is_not(once: Asking) -> None:
     command = (*KNOWS, "sh", "$(KEY)", "x$(KEY)")
     for _ in range(2):
@@ -752,6 +847,60 @@ def test_containers_that_do_not_see_each_others_processes_know_who_lives(once: A
     assert again.status == 125
 
 
+# Asks with so few descriptors left, and having asked before or not.
+FEW = """
+import os, resource, sys
+from sidecar import process
+from sidecar.errors import SidecarError
+from sidecar.once import Ledger
+from sidecar.once.asked import ask
+
+ledger, left = Ledger(sys.argv[1]), int(sys.argv[2])
+if sys.argv[3] == "again":
+    ledger.find("here", "n")
+taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(left + 1)]
+for fd in taken:
+    os.close(fd)
+resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1], taken[-1]))
+for call in (lambda: ledger.get("here", "n").state, lambda: ledger.forget("here", "n").state):
+    try:
+        print(call())
+    except SidecarError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("asked", ["first", "again"])
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_whoever_has_too_few_descriptors_to_look_does_not_take_an_owner_for_dead(
+    once: Asking, pod: Pod, left: int, asked: str
+) -> None:
+    first = once.start_held("n")
+    asking = pod.python(FEW, once.state, str(left), asked)
+    assert asking.wait() == 0, asking.err
+    told = asking.out.split()
+    assert told in (["Unreachable", "Unreachable"], [RUNNING, "DeadlinePassed"]), told
+    assert told[0] == "Unreachable" or left > 0
+    once.let_go("n")
+    assert first.wait() == 7
+    assert once.show("n")["status"] == 7
+
+
+def test_where_a_store_is_moved_away_the_runs_of_the_next_are_none_of_the_first_s(once: Asking) -> None:
+    first = once.start_held("a")
+    for path in once.state.glob(f"{FILE}*"):
+        path.rename(once.pod.file(path.name))
+    second = once.start_held("b")
+    assert len(list((once.state / "runs").iterdir())) == 2
+    once.let_go("a")
+    assert first.wait() == 7
+    assert once.show("b")["state"] == RUNNING
+    assert once.tell("forget", "b").status == 75
+    once.let_go("b")
+    assert second.wait() == 7
+    assert once.show("b")["state"] == "finished"
+
+
 def test_an_unknown_run_is_told_the_same_to_everyone_and_never_run_again(once: Asking) -> None:
     command = ("sh", "-c", once.held("n", f"{once.append()}; echo one"))
     once.kill_owner("n", script=f"{once.append()}; echo one")
@@ -888,6 +1037,56 @@ def test_a_run_is_shown_with_all_that_is_known_of_it(once: Asking) -> None:
     assert shown["started"] == as_json["started_at"]
 
 
+def test_where_the_clock_was_set_back_nothing_took_less_than_no_time(once: Asking, ledger: Ledger) -> None:
+    run = ledger.run_once("n", ["true"], instance=INSTANCE).run
+    forge(ledger, finished=run.started - 3_600_000_000)
+    assert re.search(rb"^finished +\S+Z, after 0 ms$", once.tell("show", "n").out, re.MULTILINE)
+    assert once.tell("list").out.splitlines()[1].split()[4:6] == [b"0", b"ms"]
+
+
+def test_a_run_that_was_ended_is_shown_with_the_reason_and_the_status_that_was_given(once: Asking, ledger: Ledger) -> None:
+    ledger.run_once("n", ["sh", "-c", "kill -15 $$"], instance=INSTANCE)
+    forge(ledger, instead=75, reason="fuse was not ready in time")
+    shown = dict(line.split(None, 1) for line in once.tell("show", "n").out.decode().splitlines())
+    assert shown["end"] == "signal 15, given as 75"
+    assert shown["why"] == "fuse was not ready in time"
+    as_json = once.show("n")
+    assert (as_json["status"], as_json["signal"], as_json["reason"]) == (75, 15, "fuse was not ready in time")
+    assert b"signal 15, given as 75" in once.tell("list").out
+
+
+LOOKS: dict[str, tuple[tuple[str, ...], int, bytes]] = {
+    "list": (("list",), 0, b""),
+    "list as json": (("list", "--json"), 0, b"[]\n"),
+    "show": (("show", "n"), 66, b""),
+    "logs": (("logs", "n"), 66, b""),
+    "logs followed": (("logs", "n", "--follow"), 66, b""),
+    "forget": (("forget", "n"), 66, b""),
+    "prune": (("prune", "--older-than", "0s"), 0, b"forgot 0 runs, 0 B of output\n"),
+    "prune as json": (("prune", "--older-than", "0s", "--json"), 0, b"[]\n"),
+}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "an empty one"])
+@pytest.mark.parametrize("what", LOOKS)
+def test_looking_makes_nothing(once: Asking, what: str, there: bool) -> None:
+    if there:
+        once.state.mkdir(0o700)
+    words, status, out = LOOKS[what]
+    found = once.tell(*words)
+    assert (found.status, found.out) == (status, out)
+    assert (f"there is nothing in {once.state} yet".encode() in found.err) == (status == 66)
+    assert list(once.state.iterdir()) == [] if there else not once.state.exists()
+
+
+def test_completing_a_name_makes_nothing(once: Asking) -> None:
+    pressed = {"_SIDECAR_COMPLETE": "bash_complete", "COMP_WORDS": "sidecar once show ", "COMP_CWORD": "3"}
+    assert once.answer(SIDECAR, env=pressed).out.strip() == b""
+    assert not once.state.exists()
+    once.run("name", "true")
+    assert b"name" in once.answer(SIDECAR, env=pressed).out
+
+
 def test_logs_are_printed_as_they_were_written_or_in_lines_with_their_times(once: Asking, ledger: Ledger) -> None:
     once.run("n", "sh", "-c", "printf 'one\\r\\ntwo'; echo err >&2")
     assert once.tell("logs", "n") == Answer(0, b"one\r\ntwo", b"err\n")
@@ -962,6 +1161,16 @@ def test_the_library_passes_nothing_on_and_leaves_signals_alone(ledger: Ledger, 
     assert ledger.run_once("n", ["sh", "-c", "echo out; echo err >&2"], instance=INSTANCE).stdout == b"out\n"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)] == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_asked_of_a_ledger_that_was_closed_is_refused(once: Asking) -> None:
+    with once.ledger() as ledger:
+        result = ledger.run_once("n", ["echo", "out"], instance=INSTANCE)
+        assert result.stdout == b"out\n"
+    for ask_ in (lambda: result.stdout, ledger.runs, lambda: ledger.run_once("m", ["true"], instance=INSTANCE)):
+        with pytest.raises(Unreachable, match="was closed"):
+            ask_()
+    assert result.status == 0
 
 
 IN_LIBRARY = """
@@ -1047,6 +1256,32 @@ def test_a_reader_that_goes_away_does_not_stop_the_program(once: Asking, pod: Po
     assert once.run("n", "sh", "-c", once.held("n", after=f"{large}; {once.append()}; exit 4")).out == b"one\n" + bytes(1000000)
 
 
+def test_all_that_it_writes_arrives_where_our_stdout_does_not_block(once: Asking, pod: Pod) -> None:
+    command = ("sh", "-c", "head -c 1000000 /dev/zero; exit 4")
+    for _ in range(2):
+        ours, its = os.pipe()
+        os.set_blocking(its, False)
+        caller = once.start("n", *command, stdout=its)
+        os.close(its)
+        until(lambda ours=ours: is_full(ours), "the pipe is full", pod)  # type: ignore[misc]
+        with open(ours, "rb") as file:
+            assert file.read() == bytes(1_000_000)
+        assert (caller.wait(), caller.err) == (4, "")
+
+
+@pytest.mark.parametrize(("own", "status"), [(0, 74), (3, 3)])
+def test_what_cannot_be_written_on_is_told_and_is_no_success(once: Asking, own: int, status: int) -> None:
+    command = ("sh", "-c", f"echo out; echo err >&2; exit {own}")
+    with open("/dev/full", "wb") as full:
+        first = once.run("n", *command, stdout=full)
+        assert first.status == status
+        assert first.err == b"err\nsidecar: stdout cannot be written: No space left on device\n"
+        again = once.run("n", *command, stdout=full)
+        assert again.status == 74
+        assert b"cannot be written: No space left on device" in again.err
+    assert once.run("n", *command) == Answer(own, b"out\n", b"err\n")
+
+
 # Writes until it is told to end.
 WRITER = f"""
 import os, signal, sys
@@ -1102,6 +1337,46 @@ def test_orphans_of_the_program_come_to_whoever_runs_it_and_are_reaped(once: Ask
     assert first.wait() == 7
 
 
+def stop_while_writing(folder: Path) -> None:
+    with State(str(folder)) as state, state.write() as transaction:
+        transaction.execute("UPDATE run SET cut = cut")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_program_ends_although_somebody_was_stopped_while_he_wrote_to_the_ledger(once: Asking) -> None:
+    first = once.start_held("n")
+    holder = forked(lambda: stop_while_writing(once.state))
+    try:
+        assert os.WIFSTOPPED(os.waitpid(holder, os.WUNTRACED)[1])
+        once.let_go("n")
+        assert (first.wait(), first.out) == (7, "one\ntwo\n")
+        shown = once.show("n")
+        assert (shown["state"], shown["status"]) == ("finished", 7)
+        assert state_of(holder) == "T"
+        with once.ledger() as ledger:
+            assert ledger.state.read("SELECT state FROM run") == [(RUNNING,)]
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+    assert once.show("n") == shown
+    with once.ledger() as ledger:
+        assert ledger.state.read("SELECT state, code FROM run") == [("finished", 7)]
+    assert list((once.state / "runs").iterdir()) == []
+
+
+def test_a_program_ends_as_it_does_although_the_ledger_was_damaged_meanwhile(once: Asking) -> None:
+    first = once.start_held("n", after="head -c 1000000 /dev/zero; exit 7")
+    for path in once.state.glob(f"{FILE}*"):  # the index of the log too, or whoever has it open does not look again
+        with path.open("r+b") as file:
+            file.write(b"\xa5" * path.stat().st_size)
+    once.let_go("n")
+    assert (first.wait(), len(first.out_bytes), first.err) == (7, 1_000_004, "")
+    for found in (once.tell("show", "n"), once.run("n", "true"), once.tell("list")):
+        assert found.status == 65
+        assert b"move " + os.fsencode(once.state) + b" away, or use another --state" in found.err
+        assert b"Traceback" not in found.err
+
+
 # --- full disks --------------------------------------------------------------------------------------------------------
 
 # $1 is where a small file system is mounted, and the state is in there. Filled to the last block; then `more` as a name for what
@@ -1151,4 +1426,20 @@ def test_where_the_disk_fills_up_meanwhile_how_it_ended_is_kept_and_that_output_
 def test_the_end_is_kept_where_the_disk_is_full_and_nothing_was_written(once: Asking) -> None:
     found = on_small(once, "1m", "once; once; rm fill*; once; once", f"{FILLS}; kill -9 $$")
     assert found.out.decode().split("\n") == ["status 137"] * 4 + [""]
+    assert found.err == b""
+
+
+def test_on_a_small_disk_what_is_kept_leaves_the_room_to_forget_it(once: Asking) -> None:
+    script = f"""
+        once | tail -c 9; {SIDECAR} once show n --instance here --json; {SIDECAR} once forget n --instance here
+        once | tail -c 9; {SIDECAR} once prune --older-than 0s; once | tail -c 9"""
+    found = on_small(once, "3m", script, "head -c 10000000 /dev/zero; exit 5")
+    first, shown, forgotten, second, pruned, third = found.out.decode().splitlines()
+    assert [first, second, third] == ["status 5"] * 3
+    said = json.loads(shown)
+    assert "nearly full" in said["cut"]
+    assert (said["stdout"]["bytes"], said["status"]) == (10_000_000, 5)
+    assert said["stdout"]["kept"] > 0
+    assert forgotten == "n of here is forgotten: exit 5"
+    assert pruned.startswith("forgot 1 run, ")
     assert found.err == b""

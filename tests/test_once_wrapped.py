@@ -270,9 +270,15 @@ def test_where_the_ledger_cannot_be_kept_nothing_is_run_and_the_peers_are_told(p
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--state", "/x"), ("--instance", "i"), ("--once", ""), ("--once", "a\nb"), ("--once", "a", "--instance", "")],
-    ids=["a state without a name", "an instance without a name", "no name", "a line feed", "no instance"],
-)
+    [
+        ("--state", "/x"), ("--instance", "i"), ("--keep", "1M"), ("--once", ""), ("--once", "a\nb"),
+        ("--once", "a", "--instance", ""), ("--once", "a", "--keep", "much"), ("--once", "a", "--keep", "-1"),
+    ],
+    ids=[
+        "a state without a name", "an instance without a name", "a size without a name", "no name", "a line feed",
+        "no instance", "no size", "less than nothing",
+    ],
+)  # fmt: skip
 def test_what_makes_no_sense_is_2(pod: Pod, arguments: tuple[str, ...]) -> None:
     assert pod.wrap("-b", "fuse", *arguments, "--", *appends(pod)).wait() == 2
     assert bytes_left(pod) == ""
@@ -293,6 +299,27 @@ def test_another_command_in_a_later_life_is_refused_and_not_given_what_the_first
     assert again.out == ""
     assert "argument 2 is another" in again.err
     assert bytes_left(pod) == "x"
+
+
+def test_no_more_than_was_said_is_kept_of_a_stream_and_a_replay_tells_so(pod: Pod) -> None:
+    pod.say("mountdone")
+    given = (*ONCE, "--save", "never", "--keep", "1kB", "--", *appends(pod, "head -c 5000 /dev/zero; echo all >&2; exit 3"))
+    first = pod.wrap(*given)
+    assert first.wait() == 3
+    assert out_of(first) == bytes(5000)
+    run = runs(pod)[0]
+    assert (run.stdout.total, run.stdout.kept, run.stderr.total, run.stderr.kept) == (5000, 1000, 4, 4)
+    again = pod.wrap(*given)
+    assert again.wait() == 3
+    assert out_of(again) == bytes(1000)
+    assert "not all that app wrote is kept: no more than 1000 bytes" in again.err
+    assert bytes_left(pod) == "x"
+
+
+def test_four_mebibytes_of_a_stream_are_kept_where_nothing_is_said(pod: Pod) -> None:
+    pod.say("mountdone")
+    assert pod.wrap(*ALONE, "--", *appends(pod, "head -c 5000000 /dev/zero")).wait() == 0
+    assert (runs(pod)[0].stdout.total, runs(pod)[0].stdout.kept) == (5_000_000, 4 << 20)
 
 
 def test_the_end_in_a_record_is_not_that_of_a_run_which_another_claimed(pod: Pod) -> None:

@@ -16,8 +16,8 @@ import pytest
 from mounts import Mounted, nothing_left_below
 from processes import BIN, HANG, forked
 
-from sidecar.errors import ConfigurationError, Corrupt, SidecarError, Unreachable
-from sidecar.state import FILE, MIGRATIONS, State, Transaction, file_system, of_more_hosts, state_folder
+from sidecar.errors import ConfigurationError, Corrupt, SidecarError, SourceMissing, Unreachable
+from sidecar.state import FILE, MIGRATIONS, PATIENCE, Busy, State, Transaction, file_system, of_more_hosts, state_folder
 from sidecar.store import Store
 
 ONE = ("CREATE TABLE log (said TEXT)", "INSERT INTO log VALUES ('one')")
@@ -154,6 +154,50 @@ def test_what_is_a_file_cannot_be_the_directory(folder: Path) -> None:
     with pytest.raises(Unreachable):
         State(str(folder / "below"))
     assert folder.read_text() == "a file"
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder"])
+def test_what_is_not_to_be_made_is_missing_and_stays_so(folder: Path, there: str) -> None:
+    if there != "nothing":
+        folder.mkdir(0o700)
+    with pytest.raises(SourceMissing, match=f"there is nothing in {folder} yet"):
+        State(str(folder), (ONE,), make=False)
+    assert list(folder.iterdir()) == [] if there != "nothing" else not folder.exists()
+    State(str(folder), (ONE,)).close()
+    with State(str(folder), (ONE,), make=False) as state:
+        assert said(state) == ["one"]
+
+
+@pytest.mark.parametrize("plant", ["a file", "a link to itself"])
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(folder: Path, plant: str) -> None:
+    if plant == "a file":
+        folder.write_text("")
+    else:
+        folder.symlink_to(folder)
+    with pytest.raises(Unreachable, match="no directory, or a link"):
+        State(str(folder), make=False)
+
+
+def test_a_directory_that_was_moved_away_between_a_look_and_the_opening_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite opens by a path: it is the other's store then that would be asked."""
+    State(str(folder), (ONE,)).close()
+    connect = State._connect
+
+    def swap_and_connect(state: State) -> None:
+        folder.rename(folder.parent / "aside")
+        with monkeypatch.context() as patch:
+            patch.setattr(State, "_connect", connect)
+            State(str(folder), (ONE, TWO)).close()
+        connect(state)
+
+    monkeypatch.setattr(State, "_connect", swap_and_connect)
+    with pytest.raises(Unreachable, match="was moved away while it was opened"):
+        State(str(folder), (ONE, TWO))
+    monkeypatch.undo()
+    with State(str(folder.parent / "aside"), (ONE,)) as state:
+        assert said(state) == ["one"]
 
 
 # --- what it is --------------------------------------------------------------------------------------------------------
@@ -332,6 +376,19 @@ def test_a_writer_waits_for_another_and_does_not_fail_half_way(folder: Path) -> 
         thread.join(HANG)
         assert over == [2]
         assert said(first) == ["one", "first", "second"]
+
+
+def test_a_writer_in_haste_is_told_that_another_writes_and_the_next_waits_again(folder: Path) -> None:
+    with State(str(folder), (ONE,)) as first, State(str(folder), (ONE,)) as second:
+        with (
+            first.write() as transaction,
+            pytest.raises(Busy, match=r"another process held it for more than 0\.01 s"),
+            second.write(patience=0.01),
+        ):
+            transaction.execute("INSERT INTO log VALUES ('first')")
+        say(second, "second")
+        assert second.read("PRAGMA busy_timeout") == [(int(PATIENCE * 1000),)]
+        assert said(first) == ["one", "second"]
 
 
 def test_whoever_reads_does_not_wait_for_whoever_writes(folder: Path) -> None:

@@ -19,7 +19,7 @@ def seconds(text: str, flag: str) -> float:
 
 def size(text: str, flag: str) -> int:
     """Return the number of bytes that `text` names: 5000, 500M, 10GB in powers of 1000, 10GiB in powers of 1024; UsageError."""
-    said = text.strip().lower().removesuffix("b")
+    said = text.strip().lower().removesuffix("b").rstrip()
     step = 1024 if said.endswith("i") else 1000
     said = said.removesuffix("i")
     power = " kmgt".find(said[-1:] or " ")

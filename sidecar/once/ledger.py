@@ -158,11 +158,11 @@ class Ledger:
         said = _from_words(run, lease.read_words(self.state.fd, run.lease))
         if said is not None:
             try:
-                with self.state.write() as transaction:
+                with self.state.write(patience=HASTE) as transaction:
                     _write_end(transaction, said)
                 lease.drop(self.state.fd, run.lease)
-            except Unreachable:
-                pass  # The disk is still full; the words stand where they do.
+            except SidecarError:
+                pass  # The disk is still full, or others write; the words stand where they do.
         return said
 
     def _variables(self, number: int) -> tuple[Variable, ...]:
@@ -322,7 +322,7 @@ class Claim:
         """
         if heard is not None:
             self._note(heard)
-        self.run = replace(self.run, state=state, finished=now(), exit=exit_)
+        self.run = replace(self.run, state=state, finished=now(), exit=replace(exit_, reason=_text(exit_.reason)))
         try:
             try:
                 self._write()
@@ -452,8 +452,8 @@ def _ends(run: Run) -> tuple[Any, ...]:
 
 
 def _text(said: str) -> str:
-    """Return `said` as SQLite takes it: names of files in it may be no Unicode."""
-    return said.encode(errors="replace").decode()
+    """Return `said` as SQLite takes it, and as it is printed the first time: names of files in it may be no Unicode."""
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in said)
 
 
 def _write_end(transaction: Transaction, run: Run) -> None:
