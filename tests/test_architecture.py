@@ -32,7 +32,7 @@ LAYERS = (
     ("mount",),  # a bundle as a read-only file system
     ("store",),
     ("once",),
-    ("process", "state"),
+    ("process", "sandbox", "state"),
     ("linux",),  # what both processes and signals ask of the kernel
     ("parameters",),
     ("errors", "exits"),
@@ -41,10 +41,13 @@ LAYERS = (
 # Who alone may import a module that is below many, and why.
 RESERVED_FOR = {
     "figures": ({"cli", "coordination.report"}, "figures are for people; report explains to them, all other modules decide"),
-    "linux": ({"process", "coordination.signals", "store.second", "batteries.postgres.programs"}, "all else asks those"),
+    "linux": (
+        {"process", "coordination.signals", "store.second", "batteries.postgres.programs", "session.local"},
+        "all else asks those",
+    ),
     "sidecar": ({"cli"}, "the version is for people"),
     "once": ({"cli", "coordination"}, "a battery and a store do as often as they are asked what they are asked"),
-    "process": ({"cli", "coordination", "once"}, "a battery and a store start no containers' commands"),
+    "process": ({"cli", "coordination", "once", "session.supervisor"}, "a battery and a store start no containers' commands"),
     "testing": (set(), "it is for tests, ours and others'"),
 }
 # Inside coordination, top to bottom; one line's modules do not know each other.
@@ -69,12 +72,15 @@ PURE = (
     "session/compose.py",
     "session/place.py",
     "session/plan.py",
+    "session/pod.py",
+    "session/runner.py",
     "session/variables.py",
     "store/format.py",
     "store/reference.py",
     "errors.py",
     "exits.py",
     "figures.py",
+    "sandbox.py",
     "values.py",
 )
 COMPUTES = {
