@@ -60,10 +60,8 @@ def oldest(document: dict[str, Any]) -> str:
 # --- schemas -----------------------------------------------------------------------------------------------------------
 
 
-@cache
-def schema_of_argo() -> dict[str, Any]:
-    """Return the schema of a Workflow, in which nothing is allowed that it does not name."""
-    from hera.workflows.models import Workflow
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema in which nothing is allowed that it does not name."""
 
     def close(node: object) -> None:
         if isinstance(node, dict):
@@ -75,9 +73,16 @@ def schema_of_argo() -> dict[str, Any]:
             for each in node:
                 close(each)
 
-    schema: dict[str, Any] = Workflow.model_json_schema(by_alias=True)
     close(schema)
     return schema
+
+
+@cache
+def schema_of_argo() -> dict[str, Any]:
+    """Return the schema of a Workflow, in which nothing is allowed that it does not name."""
+    from hera.workflows.models import Workflow
+
+    return closed(Workflow.model_json_schema(by_alias=True))
 
 
 def fault(document: dict[str, Any], version: str = VERSIONS[-1]) -> str:

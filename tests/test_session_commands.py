@@ -50,6 +50,14 @@ def test_the_same_request_is_the_same_bytes(place: Path) -> None:
     assert composed(place).stdout == composed(place).stdout
 
 
+def test_it_prints_a_template_for_argo(place: Path) -> None:
+    found = yaml.safe_load(composed(place, "--id", "6f1c", "-o", "argo").stdout)
+    assert (found["kind"], found["metadata"]["name"]) == ("WorkflowTemplate", "session-6f1c")
+    (made,) = found["spec"]["templates"]
+    assert made["name"] == found["spec"]["entrypoint"] == "session"
+    assert made["container"]["image"] == "example/base:12"
+
+
 def test_the_response_tells_the_ports_and_log_directories(place: Path) -> None:
     found = json.loads(composed(place, "-o", "response", "--id", "6f1c").stdout)
     assert (found["session"], found["pod"]) == ("6f1c", "session-6f1c")

@@ -18,6 +18,7 @@ from sidecar.batteries.companion import Around, Companion
 from sidecar.cli.entry import complain
 from sidecar.cli.listing import print_json
 from sidecar.errors import ConfigurationError, Fault, ParametersError, UsageError
+from sidecar.session.argo import workflow_template
 from sidecar.session.artifact import Artifact
 from sidecar.session.catalog import find, read_catalog
 from sidecar.session.compose import COORDINATION, DELIVERIES, Delivery, Options, Session
@@ -56,10 +57,10 @@ Example:  sidecar session compose --image base:12 --catalog catalog.yaml --artif
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(["yaml", "json", "response"]),
+    type=click.Choice(["yaml", "json", "argo", "response"]),
     default="yaml",
     show_default=True,
-    help="The pod, or what whoever asked for it is told: ports, log directories.",
+    help="The pod; a WorkflowTemplate of Argo's; or what whoever asked is told: ports, log directories.",
 )
 def compose(
     image: str,
@@ -131,12 +132,18 @@ def _text(path: str) -> str:
 
 
 def _print(found: Session, output: str) -> None:
-    if output == "json":
+    if output == "argo":
+        _print_yaml(workflow_template({"session": found}, found.pod["metadata"]["name"]))
+    elif output == "json":
         print_json(found.pod)
     elif output == "response":
         print_json(found.as_json())
     else:
-        yaml.dump(found.pod, sys.stdout, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130)
+        _print_yaml(found.pod)
+
+
+def _print_yaml(document: object) -> None:
+    yaml.dump(document, sys.stdout, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130)
 
 
 class _Dumper(yaml.SafeDumper):
