@@ -14,6 +14,9 @@ from emulators import Emulator
 
 from sidecar.store import Store, open_store
 
+# The asserts of contracts tell what they found, as those of tests do.
+pytest.register_assert_rewrite("session_contract")
+
 # A shell that puts the tests into the background has SIGINT and SIGQUIT ignored, nohup has SIGHUP; every child inherits that.
 for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
     if signal.getsignal(number) == signal.SIG_IGN:
