@@ -14,6 +14,8 @@ podman plays manifests; where a kubelet does otherwise than podman 4.3, this mod
   for claims, which the test has to name; podman's volumes are shared by pods, belong to whoever came first, are never in memory;
 - `fsGroup` is the group of the directories; podman ignores it, and has no supplementary groups, so they are the user's as well;
 - every container has its termination message file; a Job is its pod;
+- `$(NAME)` and `$$` are expanded in commands, arguments and the values of variables;
+- `ports` tell what a container listens on, and map nothing;
 - `terminate` signals all containers at once, and kills after the grace period.
 
 What podman cannot do is not made up for: an initContainer with `restartPolicy: Always` is refused.
@@ -41,6 +43,7 @@ import yaml
 from processes import HANG
 
 from sidecar import __version__, linux
+from sidecar.session.pod import expand
 
 TOP = Path(__file__).parent.parent.parent
 # Where `make images` has put what it built.
@@ -221,6 +224,7 @@ class Pod:
         self._named: list[str] = []
         self._make_volumes(claims, volumes)
         self._make_termination_logs()
+        self._expand_variables()
         self._keep_init_containers(pod)
         for each in (*self.spec.get("initContainers", ()), *self.spec["containers"]):
             assert each.get("restartPolicy") is None, f"{each['name']} is a native sidecar, which podman cannot run"
@@ -282,6 +286,16 @@ class Pod:
 
     def _termination_log(self, container: str) -> Path:
         return self.folder / f"{container}.termination-log"
+
+    def _expand_variables(self) -> None:
+        for container in (*self.spec.get("initContainers", ()), *self.spec["containers"]):
+            known: dict[str, str] = {}
+            for each in container.get("env", ()):
+                known[each["name"]] = each["value"] = expand(each.get("value", ""), known)
+            for key in ("command", "args"):
+                if key in container:
+                    container[key] = [expand(word, known) for word in container[key]]
+            container.pop("ports", None)
 
     def _keep_init_containers(self, pod: Manifest) -> None:
         """Have podman keep them when they have ended, for their logs."""

@@ -1,0 +1,96 @@
+"""Sessions in real containers: artifacts whose images hold their files and nothing else, on a base that knows none of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from containers import Machine, image
+
+from sidecar.batteries.companion import Around, fuse
+from sidecar.parameters.dictionary import decode
+from sidecar.session.artifact import Artifact, Port
+from sidecar.session.compose import COORDINATION, Options, Session, compose
+from sidecar.store import open_store
+
+OPTIONS = Options(wrapper=image("wrapper"))
+# Of the last artifact: tells all that it was given, and what the others brought.
+PROGRAM = r"""#!/bin/bash
+printf '%s\0' "$PWD" "$SERVER_CONFIG" "$(cat /opt/viewer/app/text)" "$(cat /opt/gdb/bin/tool)" "$@"
+"""
+HARD = ["a b", "it's", '"q"', "$(x)", "$HOME", "$(SERVER_CONFIG)", "`id`", "two\nlines", ";", "é ☃", "", "*", "\\", "!", "$$"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifacts")
+    (folder / "text").write_text("of the viewer\n")
+    (folder / "tool").write_text("of the debugger\n")
+    (folder / "program").write_text(PROGRAM)
+    (folder / "program").chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def images(machine: Machine, files: Path) -> dict[str, str]:
+    """The names of three images, each from scratch."""
+    made = {
+        "viewer": {"app/text": files / "text"},
+        "gdb": {"usr/bin/tool": files / "tool"},
+        "program": {"bin/program": files / "program", "share/data": files / "text"},
+    }
+    return {name: machine.build(f"{name}-{files.name}", held) for name, held in made.items()}
+
+
+def artifacts(images: dict[str, str], arguments: list[str]) -> list[Artifact]:
+    return [
+        Artifact(images["viewer"], "/opt/viewer", directory="app", server_config={"title": "it's a; demo"}, logs=("viewer",)),
+        Artifact(images["gdb"], "/opt/gdb", path="usr", ports=(Port(2345),)),
+        Artifact(
+            images["program"],
+            directory="share",
+            executable="bin/program",
+            arguments=tuple(arguments),
+            server_config={"hdr": True},
+        ),
+    ]
+
+
+def mounts_of(session: Session) -> list[str]:
+    return [mount["mountPath"] for mount in session.pod["spec"]["containers"][0]["volumeMounts"]]
+
+
+def test_three_artifacts_run_as_one_container_and_every_argument_arrives(machine: Machine, images: dict[str, str]) -> None:
+    session = compose(image("demo-app"), artifacts(images, HARD), (), OPTIONS)
+    pod = machine.play([session.pod])
+    assert pod.wait() == {"application": 0}, pod.told()
+    cwd, config, viewer, gdb, *arguments, end = pod.out("application").split("\0")
+    assert end == ""
+    assert arguments == HARD
+    (mount,) = [path for path in mounts_of(session) if path.startswith("/artifacts/")]
+    assert cwd == f"{mount}/share"
+    assert decode(config) == {"title": "it's a; demo", "hdr": True}
+    assert (viewer, gdb) == ("of the viewer", "of the debugger")
+
+
+def test_a_battery_brings_its_bundle_to_a_session_and_keeps_what_it_makes(
+    machine: Machine, images: dict[str, str], store: Path, tmp_path: Path
+) -> None:
+    kept = open_store(f"file://{store}")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "week.csv").write_text("mon,12\n")
+    kept.save(tmp_path / "in", "weather", label="latest")
+    document = """bundles:
+      - {name: in, srcPath: /input, srcRepo: weather, srcLabel: latest}
+      - {name: out, destPath: /output, destRepo: results, destMessage: "it's $(x)", destLabel: latest}
+    """
+    tag = image("x").rpartition(":")[2]
+    battery = fuse(document, "fuse.yaml", Around(COORDINATION, "file:///store", "store", tag=tag))
+    program = Artifact(images["program"], "/opt/program", executable="bash", arguments=("-c", "cp /input/week.csv /output/copy"))
+    session = compose(image("demo-app"), [program], [battery], OPTIONS)
+    pod = machine.play([session.pod], claims={"store": store})
+    assert pod.wait() == {"application": 0, "fuse": 0}, pod.told()
+    (bundle,) = kept.bundles("results")
+    assert bundle.message == "it's $(x)"
+    kept.populate(bundle, tmp_path / "out")
+    assert (tmp_path / "out" / "copy").read_text() == "mon,12\n"
