@@ -369,7 +369,9 @@ class Contract:
         runner.wait(name, HANG)
         assert b"".join(runner.logs(name, "one")) == b"\0\xffouterr\n" * 2
 
-    def test_who_follows_a_log_hears_it_as_it_is_written_and_to_its_end(self, runner: Runner, begin: Begin, base: str) -> None:
+    def test_who_follows_a_log_hears_it_as_it_is_written_and_to_its_end(
+        self, runner: Runner, begin: Begin, base: str, tmp_path: Path
+    ) -> None:
         one = container(
             "one", base, "echo first; until [ -e /v/go ]; do sleep 0.02; done; seq 20000", volumeMounts=[mount("v", "/v")]
         )
