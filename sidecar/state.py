@@ -2,7 +2,7 @@
 
     <folder>/             0700, this user's, on a file system of this host's own
         state.sqlite3     0600, with -wal and -shm beside it
-        runs/<id>         see sidecar.once.ledger
+        runs/<lease>      see sidecar.once.lease
 
 What one must know to change it. Whatever must not be lost is written with `write()`: one transaction, begun IMMEDIATE so that it
 never fails half-way for a lock, and on the disk when it returns (`synchronous=FULL`; with NORMAL a power cut takes the last

@@ -180,7 +180,7 @@ class Recorder:
             # Nobody reads it any more, or it cannot be written: the program goes on, and what it writes is kept.
             del self._targets[stream]
             if not isinstance(error, BrokenPipeError):
-                self.lost = self.lost or f"{'stdout' if stream == STDOUT else 'stderr'} cannot be written: {error.strerror}"
+                self.lost = self.lost or not_written(stream, error)
 
     def _note(self, stream: int, at: int, data: bytes) -> None:
         with self._mine:
@@ -230,6 +230,11 @@ def _held(fd: int) -> int:
         return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
     except OSError:  # some emulators: what a pipe may hold at most
         return 1 << 20
+
+
+def not_written(stream: int, error: OSError) -> str:
+    """Return what is told of a stream that cannot be passed on, by whoever runs the program and whoever comes later."""
+    return f"{'stdout' if stream == STDOUT else 'stderr'} cannot be written: {error.strerror}"
 
 
 def writer(targets: tuple[int, int]) -> Callable[[Piece], None]:

@@ -14,7 +14,7 @@ from sidecar import process
 from sidecar.errors import NOT_EXECUTABLE, DeadlinePassed, Interrupted, OutcomeUnknown
 from sidecar.exits import Exit
 from sidecar.once.facts import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, unknown
-from sidecar.once.recorder import Recorder, writer
+from sidecar.once.recorder import Recorder, not_written, writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,7 +138,27 @@ def run_once(
         raise DeadlinePassed(f"{asked.name} is running (process {claimed.owner.pid})", asked.name)
     if found is not None:
         found(claimed)
-    return Result(ledger, follow(ledger, claimed, writer(targets) if targets else None), restored=True)
+    run, lost = _pass_on(ledger, claimed, targets) if targets else (follow(ledger, claimed, None), "")
+    return Result(ledger, run, restored=True, lost=lost)
+
+
+def _pass_on(ledger: Ledger, run: Run, targets: tuple[int, int]) -> tuple[Run, str]:
+    """Write what a run has written, and writes, to `targets`; return it when it has ended, and why not all was passed on.
+
+    As whoever runs it does, so that the answer is the same; but where nobody reads any more there is nothing to stay for.
+    """
+    write, lost = writer(targets), dict[int, str]()
+
+    def pass_on(piece: Piece) -> None:
+        if piece.stream not in lost:
+            try:
+                write(piece)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                lost[piece.stream] = not_written(piece.stream, error)
+
+    return follow(ledger, run, pass_on), next(iter(lost.values()), "")
 
 
 def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> Run:
