@@ -1098,6 +1098,17 @@ def test_logs_are_printed_as_they_were_written_or_in_lines_with_their_times(once
     assert stamped.err == b"%s err\n" % at[2]
 
 
+def test_logs_are_json_for_programs_whatever_was_written(once: Asking, ledger: Ledger) -> None:
+    script = "printf 'one\\n'; printf '\\377' >&2"
+    ledger.run_once("n", ["sh", "-c", script], instance=INSTANCE)
+    pieces = [json.loads(line) for line in once.tell("logs", "n", "--json").out.splitlines()]
+    assert {(piece["stream"], piece.get("text"), piece.get("base64")) for piece in pieces} == {
+        ("stdout", "one\n", None),
+        ("stderr", None, "/w=="),
+    }
+    assert [piece["at"] for piece in pieces] == [moment(piece.at) for piece in ledger.output(ledger.get(INSTANCE, "n"))]
+
+
 def test_logs_are_followed_to_the_end(once: Asking, pod: Pod) -> None:
     first = once.start_held("n")
     until(lambda: once.tell("logs", "n") == Answer(0, b"one\n", b""), "it is kept", pod)

@@ -259,6 +259,7 @@ def list_(state: str | None, coordination: str | None, as_json: bool) -> None:
 @click.option("--follow", "following", is_flag=True, help="Until it has ended.")
 @_instance
 @_state
+@click.option("--json", "as_json", is_flag=True, help="Print each piece as a line of JSON: stream, at, and text or base64.")
 def logs(
     name: str,
     stream: str | None,
@@ -267,6 +268,7 @@ def logs(
     instance: str | None,
     coordination: str | None,
     state: str | None,
+    as_json: bool,
 ) -> None:
     """Print what a run wrote, its stdout on stdout, its stderr on stderr, in the order in which it was read.
 
@@ -274,7 +276,7 @@ def logs(
     process.fill_streams()
     shown = {int(stream)} if stream else {STDOUT, STDERR}
     _hear_signals()
-    printer = _Printer(shown, timestamps=timestamps)
+    printer = _Printer(shown, timestamps=timestamps, as_json=as_json)
     where = _where(state, coordination)
     with where.open() as ledger:
         found = ledger.get(where.instance(instance), name)
@@ -291,15 +293,18 @@ def _print_so_far(ledger: Ledger, run: Run, printer: _Printer) -> Run:
 
 
 class _Printer:
-    """Writes pieces to the streams they went to; with timestamps, in lines."""
+    """Writes pieces to the streams they went to; with timestamps, in lines; or each as a line of JSON."""
 
-    def __init__(self, shown: set[int], *, timestamps: bool) -> None:
-        self._shown, self._timestamps = shown, timestamps
+    def __init__(self, shown: set[int], *, timestamps: bool, as_json: bool) -> None:
+        self._shown, self._timestamps, self._as_json = shown, timestamps, as_json
         self._unended: set[int] = set()
         self._write = writer(TARGETS)
 
     def print(self, piece: Piece) -> None:
         if piece.stream not in self._shown:
+            return
+        if self._as_json:
+            print_json(_piece_as_json(piece))
             return
         if self._timestamps:
             data = piece.bytes
@@ -314,6 +319,16 @@ class _Printer:
         """End the last line, where it has no end of its own."""
         for stream in self._unended:
             self._write(Piece(0, stream, 0, b"\n"))
+
+
+def _piece_as_json(piece: Piece) -> dict[str, str]:
+    about = {"stream": "stdout" if piece.stream == STDOUT else "stderr", "at": moment(piece.at)}
+    try:
+        return {**about, "text": piece.bytes.decode()}
+    except UnicodeDecodeError:  # it is none, or a character was cut in two
+        import base64  # which a replay does without
+
+        return {**about, "base64": base64.b64encode(piece.bytes).decode()}
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
