@@ -1,8 +1,9 @@
 """A sandbox for one command, and the options of bubblewrap that make it. Pure.
 
-The root is an empty tmpfs that everything is put into: never is a directory of the machine's bound as the root, because bwrap
-makes what it mounts on where that is missing, which would be in that very directory. For the same reason whoever describes a
-sandbox sees to it that each target lies on a `Scratch` of the sandbox, or is there already, and that no link leads to it.
+The root is an empty tmpfs that everything is put into, or a layer: a tmpfs over a directory, as an overlay. Never is a directory
+of the machine's bound as the root, because bwrap makes what it mounts on where that is missing, which would be in that very
+directory. For the same reason whoever describes a sandbox sees to it that each target lies in a layer, or on a `Scratch` of the
+sandbox, or is there already, and that no link leads to it.
 
 The options go to bwrap through a descriptor (--args), not its command line, which everybody on the machine can read: there are
 secrets among the variables. The command stands on the command line, as does that of any process.
@@ -14,6 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 HOSTNAME_LONGEST = 63
+# Begins bwrap in namespaces where the folder $1 holds a layer over the directory $2; for bwrap 0.8 knows no overlays. What is
+# mounted is seen there and in the sandbox alone, and gone with them. Paths are no options of an overlay: a comma may be in them.
+_LAYER = """\
+set -e
+mount -t tmpfs -o mode=0755 none "$1"
+cd "$1"
+mkdir lower upper work root
+mount --rbind "$2" lower
+mount -t overlay -o userxattr,lowerdir=lower,upperdir=upper,workdir=work none root
+cd /
+shift 2
+exec "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,8 @@ class Sandbox:
     """What one command sees: the entries of its root in the order in which they are put there, and who it is.
 
     Its user is the caller, under the number `user`: without privileges, and without a way to any. It has PID namespace, IPC and
-    name of its own, and the machine's network. /proc and /dev are there by themselves; the root itself is read-only.
+    name of its own, and the machine's network. /proc and /dev are there by themselves. The root is the layer whose path is
+    `layer`, or else holds nothing but the entries; nothing can be written in it where it is `sealed`.
     """
 
     entries: tuple[Entry, ...]
@@ -58,6 +73,8 @@ class Sandbox:
     user: int = 0
     group: int = 0
     hostname: str = ""
+    layer: str = ""
+    sealed: bool = True
 
 
 def options(sandbox: Sandbox) -> list[str]:
@@ -66,13 +83,17 @@ def options(sandbox: Sandbox) -> list[str]:
     said += ["--unshare-pid", "--as-pid-1", "--die-with-parent", "--unshare-ipc", "--cap-drop", "ALL"]
     if sandbox.hostname:
         said += ["--unshare-uts", "--hostname", sandbox.hostname[:HOSTNAME_LONGEST].rstrip("-.")]
+    if sandbox.layer:
+        said += ["--bind", sandbox.layer, "/"]
     said += ["--proc", "/proc", "--dev", "/dev"]
     for entry in sandbox.entries:
         said += _entry(entry)
     for entry in sandbox.entries:
         if isinstance(entry, Scratch) and entry.sealed:
             said += ["--remount-ro", entry.target]
-    said += ["--remount-ro", "/", "--chdir", sandbox.directory, "--clearenv"]
+    if sandbox.sealed:
+        said += ["--remount-ro", "/"]
+    said += ["--chdir", sandbox.directory, "--clearenv"]
     for name, value in sandbox.environment.items():
         said += ["--setenv", name, value]
     return said
@@ -81,6 +102,16 @@ def options(sandbox: Sandbox) -> list[str]:
 def command_line(program: str, options: int, status: int, command: Sequence[str]) -> list[str]:
     """Return bwrap's command line: options are read from one descriptor, and how the command does is written to the other."""
     return [program, "--args", str(options), "--json-status-fd", str(status), "--", *command]
+
+
+def in_layer(folder: str, directory: str, command: Sequence[str]) -> list[str]:
+    """Return the command line of bwrap, `command`, with a layer over `directory`, which is `layer_of(folder)` there."""
+    return ["unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c", _LAYER, "layer", folder, directory, *command]
+
+
+def layer_of(folder: str) -> str:
+    """Return where the layer is that is made in `folder`."""
+    return f"{folder}/root"
 
 
 def _entry(entry: Entry) -> list[str]:

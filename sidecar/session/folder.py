@@ -6,6 +6,7 @@
     supervisor.log    empty, or why the supervisor died
     logs/NAME.log     what a container wrote, in all its lives; nothing bounds it
     volumes/NAME/     one for each emptyDir
+    layer/            empty; each container sees its own layer there, or nothing, and nobody else does
 
 A folder comes and goes by being renamed, so that there is all of it or nothing; those whose name begins with a dot are on their
 way. The kernel lets go of a lease however its holder ends: then whatever status.json says is the last that was known.
@@ -35,6 +36,7 @@ class Folder:
     def __init__(self, path: str) -> None:
         self.path = path
         self.name = os.path.basename(path)
+        self.layer = os.path.join(path, "layer")
 
     def log(self, container: str) -> str:
         """Return the path of a container's log."""

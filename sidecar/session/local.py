@@ -1,7 +1,7 @@
 """The runner of this machine: a pod's containers are processes, each in a sandbox of bubblewrap, and its volumes are directories.
 
 An image is a directory: one that `images` names, one that the reference itself names, being an absolute path; or `host`, which is
-the machine's own root. Neither is ever written: of its root, a container may write /tmp, /run and its volumes.
+the machine's own root. Neither is ever written (see root).
 
 A sandbox is no virtual machine. Whatever user a container is given, to the machine it is the caller: it can read what the caller
 can, of its image and of its volumes. It shares the machine's network. Its limits, and the sizes of its volumes, are not kept; an
@@ -159,8 +159,8 @@ class LocalRunner:
 
     def _fill(self, fresh: Folder, pod: Pod, asked: object) -> int:
         """Put all into a pod's folder that is there from its beginning; return its lease, which is held."""
-        for path in ("logs", "volumes"):
-            os.mkdir(os.path.join(fresh.path, path), 0o700)
+        for path in (fresh.layer, *(os.path.join(fresh.path, each) for each in ("logs", "volumes"))):
+            os.mkdir(path, 0o700)
         for name, volume in pod.volumes.items():
             if volume.kind == "empty":
                 os.mkdir(fresh.volume(name), 0o700)

@@ -1,11 +1,11 @@
 """What a container sees of an image that is a directory: the entries of its sandbox's root.
 
-Rule 1: an image is never written, not even for a place to mount something in. Where such a place is missing, the directory that
-lacks it is opened: an empty one is put there, and in it each entry of the image's own.
+Rule 1: an image is never written, not even for a place to mount something in. One that is the caller's gets a layer, as of an
+engine: what is written goes there, and is gone with the container. Of another's, the machine's own root for one, a caller without
+privileges can have none. There everything is read-only but /tmp and /run; and where a place to mount something in is missing, the
+directory that lacks it is opened: an empty one is put there, and in it each entry of the image's own.
 Rule 2: bwrap follows links while it mounts, out of the sandbox too. So no path goes to it that has one: those of an image are
 followed here, as the container would see them; one in a volume, which a program of the pod may have left there, is refused.
-
-A directory is not a layer: what an engine would let a container write to, and lose, is read-only here, but for /tmp and /run.
 """
 
 from __future__ import annotations
@@ -27,12 +27,23 @@ NETWORK = ("/etc/hosts", "/etc/resolv.conf")
 _LINKS = 40
 
 
+def layered(image: str) -> bool:
+    """Tell whether an image gets a layer."""
+    # An overlay does not show what is mounted below; of the machine's root, that may be much.
+    return image != "/" and os.stat(image).st_uid == os.geteuid()
+
+
 def entries(image: str, mounts: Sequence[Bind], *, read_only: bool = False) -> tuple[Entry, ...]:
-    """Return the root of a container: the image in the directory `image`, and `mounts`; ValueError where one cannot be there."""
+    """Return the root of a container: the image in the directory `image`, and `mounts`; ValueError where one cannot be there.
+
+    Of an image with a layer, no more than what is mounted in it.
+    """
     found = [Bind(each.source, resolve(image, each.target), each.read_only) for each in mounts]
     for outer, inner in clashes(each.target for each in found):
         raise ValueError(f"{mounts[inner].target} is, or lies in, {mounts[outer].target} in this image")
     found += _network(image, {each.target for each in found})
+    if layered(image):
+        return tuple(found)
     opened = sorted({place for each in found for place in _lacking(image, each)})
     root: list[Entry] = list(_listed(image, "/"))
     root += [Scratch(each, sealed=read_only) for each in SCRATCH]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from sidecar.errors import SidecarError
 from sidecar.process import SIGCHLD, SIGKILL, SIGTERM, Child, SignalQueue, reap, spawn
-from sidecar.sandbox import Bind, Sandbox, command_line, options
+from sidecar.sandbox import Bind, Sandbox, command_line, in_layer, layer_of, options
 from sidecar.session import root
 from sidecar.session.folder import Folder
 from sidecar.session.pod import PATH, Pod, Program, read_pod
@@ -260,13 +260,14 @@ class _Supervisor:
         """Return when the pod is over."""
         while True:
             now = time.monotonic()
-            for life in self.lead.to_begin(now):
-                self._begin(life, now)
+            begun = [self._begin(life, now) for life in self.lead.to_begin(now)]
             unheard = self._end(now)
             self._publish()
             if self.lead.over:
                 return
-            self._wait([*self.lead.wakes(), *([now + _SOON] if unheard else [])])
+            # What could not be begun has ended already: of that, nothing will wake us.
+            again = [now] if not all(begun) else [now + _SOON] if unheard else []
+            self._wait([*self.lead.wakes(), *again])
             self._notice()
 
     def _publish(self) -> None:
@@ -314,15 +315,18 @@ class _Supervisor:
             life.asked = self.running[life.program.name].ask()
         return not all(each.asked for each in asked)
 
-    def _begin(self, life: Life, now: float) -> None:
+    def _begin(self, life: Life, now: float) -> bool:
+        """Begin a container; tell whether that could be done."""
         name = life.program.name
         log = self.folder.log(name)
         self.lead.begun(life, now)
         out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self.running[name] = self._spawn(life.program, out, log)
+            return True
         except (OSError, ValueError, SidecarError) as error:
             self.lead.ended(life, NOT_BEGUN, f"could not be begun: {error}", now)
+            return False
         finally:
             os.close(out)
 
@@ -336,8 +340,11 @@ class _Supervisor:
             for fd in (told, tell):
                 os.set_inheritable(fd, True)
             command = command_line(self.bwrap, told, tell, program.command)
+            image = self._image(program.image)
+            if root.layered(image):
+                command = in_layer(self.folder.layer, image, command)
             at = os.fstat(out).st_size
-            child = spawn(command, {}, streams=(out, out), background=True, directory="/", called="bubblewrap")
+            child = spawn(command, {"PATH": PATH}, streams=(out, out), background=True, directory="/", called=command[0])
             return _Process(child, status, log, at)
         except BaseException:
             os.close(status)
@@ -348,7 +355,8 @@ class _Supervisor:
 
     def _sandbox(self, program: Program) -> Sandbox:
         mounts = [Bind(self._source(each.volume, each.part), each.path, each.read_only) for each in program.mounts]
-        image = os.path.realpath(self.images[program.image])
+        image = self._image(program.image)
+        layered = root.layered(image)
         user = os.getuid() if program.user is None else program.user
         group = os.getgid() if program.group is None else program.group
         name = self.lead.pod.name
@@ -359,12 +367,17 @@ class _Supervisor:
             user,
             group,
             name,
+            layer_of(self.folder.layer) if layered else "",
+            sealed=program.read_only or not layered,
         )
+
+    def _image(self, reference: str) -> str:
+        return os.path.realpath(self.images[reference])
 
     def _source(self, name: str, part: str) -> str:
         volume = self.lead.pod.volumes[name]
         if volume.kind == "image":
-            image = os.path.realpath(self.images[volume.source])
+            image = self._image(volume.source)
             return image.rstrip("/") + root.resolve(image, part) if part else image
         folder = self.folder.volume(name) if volume.kind == "empty" else os.path.realpath(volume.source)
         return root.in_volume(folder, part, make=volume.kind == "empty") if part else folder
