@@ -10,7 +10,7 @@ It may be killed at any moment and run again. A file is written under one name a
 renamed to its place: what has the size, the time and the mode of its original is whole. A folder is dressed when it is left.
 
 Only two folders are open at a time, those where the walk is, so depth costs no descriptors; names of folders that are still to be
-entered are kept as bytes, so that 100,000 of them cost no memory to speak of.
+entered are kept as bytes, so that 100,000 of them cost 2 to 4 MB.
 """
 
 from __future__ import annotations
