@@ -326,6 +326,42 @@ def test_a_link_in_a_volume_leads_no_part_of_it_out(runner: LocalRunner, begin: 
         assert "leads through a link" in of(status, "one").reason
 
 
+def test_a_caller_without_privileges_needs_none(tmp_path: Path) -> None:
+    manifest = pod(
+        container("one", "host", "id -u; cat /opt/a/b/it", volumeMounts=[mount("v", "/opt/a/b")]),
+        inits=(container("init", "host", "echo it > /usr/share/c/it", volumeMounts=[mount("v", "/usr/share/c")]),),
+        securityContext={"runAsUser": 10001},
+    )
+    told = f"""
+import json, os, sys
+from sidecar.session.local import LocalRunner
+assert os.getuid() == 1234
+assert "CapEff:\\t0000000000000000" in open("/proc/self/status").read()
+runner = LocalRunner({str(tmp_path / "pods")!r})
+manifest = json.loads(sys.argv[1])
+name = manifest["metadata"]["name"]
+runner.start(manifest)
+runner.wait(name, {HANG})
+for each in ("init", "one"):
+    os.writev(1, list(runner.logs(name, each)) or [b""])
+assert runner.stop(name).phase == "Succeeded"
+"""
+    unprivileged = ["unshare", "--user", "--map-user", "1234", "--map-group", "1234"]
+    ran = subprocess.run(
+        [*unprivileged, sys.executable, "-c", told, json.dumps(manifest)], capture_output=True, text=True, check=False
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("10001\nit\n", "", 0)
+
+
+def test_a_pod_that_is_stopped_while_it_begins_leaves_nothing(runner: LocalRunner, begin: Any, directory: Path) -> None:
+    token = f"token-{uuid.uuid4()}"
+    for number in range(8):
+        base = ("host", str(directory))[number % 2]
+        assert runner.stop(begin(pod(container("one", base, f": {token}; {DEAF}"))), 0.003 * number).phase == "Failed"
+        assert not processes_that_say(token)
+    assert os.listdir(runner.folder) == []
+
+
 # --- what it refuses ---------------------------------------------------------------------------------------------------
 
 

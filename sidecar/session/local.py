@@ -185,12 +185,16 @@ class LocalRunner:
                     pass_fds=(lease,),
                     check=False,
                 )
+        except OSError as error:
+            raise self._undone(pod, error.strerror) from None
         finally:
             os.close(lease)
         if ran.returncode:
-            why = pod.status().reason
-            pod.remove()
-            raise Unreachable(f"pod {pod.name} cannot be begun: {why}")
+            raise self._undone(pod, pod.status().reason)
+
+    def _undone(self, pod: Folder, why: str | None) -> Unreachable:
+        pod.remove()
+        return Unreachable(f"pod {pod.name} cannot be begun: {why}")
 
     def _pod(self, name: str) -> Folder:
         # A name becomes a path: what can be none of a pod is none.
