@@ -30,9 +30,9 @@ from sidecar import process
 from sidecar.errors import DeadlinePassed, OutcomeUnknown, SourceMissing, Unreachable, UsageError
 from sidecar.once import Ledger
 from sidecar.once.asked import ask, expand
+from sidecar.once.claim import Claim
 from sidecar.once.facts import RUNNING, UNKNOWN, OtherRun, Piece, Run, moment
 from sidecar.once.instance import instance_of
-from sidecar.once.ledger import Claim
 from sidecar.once.run import follow
 from sidecar.state import FILE, State
 from sidecar.values import replace

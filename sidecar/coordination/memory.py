@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from sidecar.coordination.signals import Directory
     from sidecar.once.asked import Asked
+    from sidecar.once.claim import Claim
     from sidecar.once.facts import Run
-    from sidecar.once.ledger import Claim, Ledger
+    from sidecar.once.ledger import Ledger
     from sidecar.once.recorder import Recorder
 
 # How much of each stream is kept when nobody says, in bytes: most coordination directories are in the container's memory.

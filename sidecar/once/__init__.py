@@ -3,7 +3,9 @@
     asked      what is to be run, as it is run and as it is kept; what differs from what ran                       pure
     facts      what is known of a run, as whoever asks is told it
     lease      who lives: a lock that the kernel drops, with room for the last words of a run whose disk is full
-    ledger     where the facts stand: claim, keep, finish, find, forget
+    rows       facts as the store's rows, and as the last words in a lease
+    claim      the right to run something: it began, it wrote, it ended
+    ledger     where the facts stand: claim, find, forget
     recorder   what a program writes: passed on and kept
     run        run it or, where that was done, give back what came of it
 

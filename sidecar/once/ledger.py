@@ -12,40 +12,22 @@ from sidecar import process
 from sidecar.errors import DeadlinePassed, SidecarError, SourceMissing, Unreachable
 from sidecar.exits import Exit
 from sidecar.once import lease
-from sidecar.once.asked import Asked, Variable, differences, hash_of
-from sidecar.once.facts import (
-    FAILED_TO_START,
-    FINISHED,
-    LIMIT,
-    RUNNING,
-    STDERR,
-    STDOUT,
-    UNKNOWN,
-    Heard,
-    OtherRun,
-    Piece,
-    Run,
-    Written,
-    now,
-    remedy,
-)
-from sidecar.process import Identity
+from sidecar.once.asked import Asked, Variable, differences
+from sidecar.once.claim import HASTE, Claim
+from sidecar.once.facts import FAILED_TO_START, FINISHED, LIMIT, RUNNING, UNKNOWN, OtherRun, Piece, Run, now, remedy
+from sidecar.once.rows import insert, run_of, with_words, write_end
 from sidecar.state import State, state_folder
 from sidecar.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import Any, Self
+    from typing import Self
 
     from sidecar.once.run import Result
-    from sidecar.state import Row, Transaction
 
 # How many pieces of output are read at once; each has at most 64 KiB, what a pipe holds.
 _WINDOW = 64
-# How long a program's output and its end wait for others that write, in seconds: another process may have been stopped while it
-# did, and the end of a container does not wait. The output is tried again, the end stands in the lease then.
-HASTE = 2.0
 
 
 class Ledger:
@@ -121,7 +103,7 @@ class Ledger:
 
     def runs(self) -> list[Run]:
         """Return all runs, in the order in which they were claimed."""
-        return [self._settled(_run(row)) for row in self.state.read("SELECT * FROM run ORDER BY id")]
+        return [self._settled(run_of(row)) for row in self.state.read("SELECT * FROM run ORDER BY id")]
 
     def pieces(self, run: Run, after: int = 0) -> list[Piece]:
         """Return the next pieces of what a run wrote, behind number `after`; none where there are no more, so far."""
@@ -140,7 +122,7 @@ class Ledger:
 
     def _settled_one(self, sql: str, parameters: Sequence[object]) -> Run | None:
         rows = self.state.read(sql, parameters)
-        return self._settled(_run(rows[0])) if rows else None
+        return self._settled(run_of(rows[0])) if rows else None
 
     def _settled(self, run: Run) -> Run:
         """Return `run` with its variables and, where it says that it is running and its owner is dead, what that means."""
@@ -148,18 +130,18 @@ class Ledger:
         if run.state != RUNNING or lease.lives(self.state.fd, run.lease, run.owner):
             return run
         rows = self.state.read("SELECT * FROM run WHERE id = ?", (run.id,))
-        again = replace(_run(rows[0]), variables=run.variables) if rows else run
+        again = replace(run_of(rows[0]), variables=run.variables) if rows else run
         if again.state != RUNNING:
             return again
         return self._with_last_words(again) or replace(again, state=UNKNOWN)
 
     def _with_last_words(self, run: Run) -> Run | None:
         """Return `run` as its owner left it where the ledger took no more, and carry that into the ledger now."""
-        said = _from_words(run, lease.read_words(self.state.fd, run.lease))
+        said = with_words(run, lease.read_words(self.state.fd, run.lease))
         if said is not None:
             try:
                 with self.state.write(patience=HASTE) as transaction:
-                    _write_end(transaction, said)
+                    write_end(transaction, said)
                 lease.drop(self.state.fd, run.lease)
             except SidecarError:
                 pass  # The disk is still full, or others write; the words stand where they do.
@@ -205,7 +187,7 @@ class Ledger:
                     "SELECT 1 FROM run WHERE instance = ? AND name = ?", (asked.instance, asked.name)
                 ).fetchone():
                     return None
-                number = _insert(transaction, asked, me, at, name)
+                number = insert(transaction, asked, me, at, name)
                 fd = lease.take(self.state.fd, name)
         except BaseException as error:
             if fd >= 0:
@@ -217,7 +199,7 @@ class Ledger:
         run = Run(number, name, asked.instance, asked.name, RUNNING, asked.kept_command, asked.directory, me, at)
         if asked.environment:
             run = replace(run, variables=self._variables(number))
-        return Claim(self, asked, run, fd)
+        return Claim(self.state, asked, run, fd)
 
     def complete(self, run: Run, exit_: Exit, finished: int) -> Run:
         """Write how a run of unknown outcome ended, for somebody who knows it from elsewhere, and return it. Unreachable."""
@@ -225,7 +207,7 @@ class Ledger:
         begun = not exit_.reason or exit_.instead
         ended = replace(run, state=FINISHED if begun else FAILED_TO_START, exit=exit_, finished=max(finished, run.started))
         with self.state.write() as transaction:
-            _write_end(transaction, ended)
+            write_end(transaction, ended)
         lease.drop(self.state.fd, run.lease)
         return ended
 
@@ -267,233 +249,3 @@ class Ledger:
             self.state.read("PRAGMA wal_checkpoint(TRUNCATE)")
         except Unreachable:
             pass  # It is tidied by the next who finds room.
-
-
-class Claim:
-    """The right to run something, held until `finish`; whoever dies with it leaves a run of which nobody knows the outcome."""
-
-    def __init__(self, ledger: Ledger, asked: Asked, run: Run, fd: int) -> None:
-        self.ledger, self.asked, self.run, self._fd = ledger, asked, run, fd
-        self._left: tuple[Piece, ...] = ()
-
-    def begun(self) -> None:
-        """Note that the program has begun."""
-        self.run = replace(self.run, started=now())
-        try:
-            with self.ledger.state.write(durable=False, patience=HASTE) as transaction:
-                transaction.execute("UPDATE run SET started = ? WHERE id = ?", (self.run.started, self.run.id))
-        except SidecarError:
-            pass  # It is written again with the end.
-
-    def withdraw(self) -> None:
-        """Give the claim back: nothing was begun. Unreachable."""
-        try:
-            with self.ledger.state.write() as transaction:
-                transaction.execute("DELETE FROM variable WHERE run = ?", (self.run.id,))
-                transaction.execute("DELETE FROM run WHERE id = ?", (self.run.id,))
-            lease.drop(self.ledger.state.fd, self.run.lease)
-        finally:
-            os.close(self._fd)
-
-    def keep(self, pieces: Sequence[Piece]) -> None:
-        """Keep what the program wrote. Busy; SidecarError where it cannot be kept, or would take the room that others need."""
-        state = self.ledger.state
-        if sum(len(piece.bytes) for piece in pieces) > state.room():
-            raise Unreachable(f"the disk that {state.folder} is on is nearly full")
-        with state.write(durable=False, patience=HASTE) as transaction:
-            _insert_pieces(transaction, self.run.id, pieces)
-
-    def keep_last(self, heard: Heard) -> None:
-        """Keep the last of what the program wrote, and how much it was, for `finish` or, should this process die, `complete`."""
-        self._note(heard)
-        try:
-            with self.ledger.state.write(durable=False, patience=HASTE) as transaction:
-                _insert_pieces(transaction, self.run.id, self._left)
-                _write_sums(transaction, self.run)
-            self._left = ()
-        except SidecarError:
-            pass  # It is tried again with the end.
-
-    def finish(self, exit_: Exit, heard: Heard | None = None, *, state: str = FINISHED) -> Run:
-        """Write how it ended and the last of what it wrote, and let go; return the run as it is kept.
-
-        Where the ledger takes no more, the end stands in the lease, in room that was there before the program began. Unreachable
-        where not even that can be.
-        """
-        if heard is not None:
-            self._note(heard)
-        self.run = replace(self.run, state=state, finished=now(), exit=replace(exit_, reason=_text(exit_.reason)))
-        try:
-            try:
-                self._write()
-            except SidecarError as error:
-                self._leave_out(str(error))
-                lease.write_words(self._fd, _words(self.run))
-                self._write()
-            lease.drop(self.ledger.state.fd, self.run.lease)
-        except SidecarError:
-            pass  # The last words are there.
-        except OSError as error:
-            raise Unreachable(
-                f"how {self.run.name} ended cannot be written to {self.ledger.state.folder}: {error.strerror}"
-            ) from None
-        finally:
-            os.close(self._fd)
-        return self.run
-
-    def _write(self) -> None:
-        with self.ledger.state.write(patience=HASTE) as transaction:
-            _insert_pieces(transaction, self.run.id, self._left)
-            _write_end(transaction, self.run)
-
-    def _note(self, heard: Heard) -> None:
-        self._left = heard.pieces
-        self.run = replace(self.run, stdout=heard.stdout, stderr=heard.stderr, cut=heard.cut)
-
-    def _leave_out(self, why: str) -> None:
-        lost = {stream: sum(len(p.bytes) for p in self._left if p.stream == stream) for stream in (STDOUT, STDERR)}
-        out, err = self.run.stdout, self.run.stderr
-        self.run = replace(
-            self.run,
-            stdout=replace(out, kept=out.kept - lost[STDOUT]),
-            stderr=replace(err, kept=err.kept - lost[STDERR]),
-            cut=self.run.cut or (why if self._left else ""),
-        )
-        self._left = ()
-
-
-# --- rows --------------------------------------------------------------------------------------------------------------
-
-
-def _run(row: Row) -> Run:
-    # In the order of the schema: a migration appends.
-    (
-        number,
-        lease_name,
-        instance,
-        name,
-        state,
-        command,
-        directory,
-        pid,
-        ticks,
-        boot,
-        namespace,
-        claimed,
-        started,
-        finished,
-        *rest,
-    ) = row
-    code, signal, reason, instead, out, out_kept, err, err_kept, cut, *_ = rest
-    return Run(
-        number,
-        lease_name,
-        instance,
-        name,
-        state,
-        tuple(os.fsdecode(word) for word in command.split(b"\0")),
-        os.fsdecode(directory),
-        Identity(pid, ticks, boot, namespace),
-        claimed,
-        started,
-        finished,
-        Exit(code, signal, reason, instead),
-        Written(out, out_kept),
-        Written(err, err_kept),
-        cut,
-    )
-
-
-def _insert(transaction: Transaction, asked: Asked, me: Identity, at: int, lease_name: str) -> int:
-    cursor = transaction.execute(
-        "INSERT INTO run (lease, instance, name, state, command, directory, pid, ticks, boot, namespace, claimed) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            lease_name,
-            asked.instance,
-            asked.name,
-            RUNNING,
-            b"\0".join(os.fsencode(word) for word in asked.kept_command),
-            os.fsencode(asked.directory),
-            me.pid,
-            me.ticks,
-            me.boot,
-            me.namespace,
-            at,
-        ),
-    )
-    number = int(cursor.lastrowid or 0)
-    effective = dict(asked.environment)
-    for name, kept in asked.kept_environment:
-        salt = os.urandom(16) if name in asked.redacted else None
-        hashed = hash_of(effective[name], salt) if salt is not None else None
-        shown = None if salt is not None else os.fsencode(kept)
-        transaction.execute("INSERT INTO variable VALUES (?, ?, ?, ?, ?)", (number, os.fsencode(name), shown, salt, hashed))
-    return number
-
-
-def _insert_pieces(transaction: Transaction, number: int, pieces: Sequence[Piece]) -> None:
-    for piece in pieces:
-        transaction.execute(
-            "INSERT OR IGNORE INTO output VALUES (?, ?, ?, ?, ?)", (number, piece.number, piece.stream, piece.at, piece.bytes)
-        )
-
-
-_ENDS = (
-    "state", "started", "finished", "code", "signal", "reason", "instead", "stdout", "stdout_kept", "stderr", "stderr_kept",
-    "cut",
-)  # fmt: skip
-
-
-def _ends(run: Run) -> tuple[Any, ...]:
-    e = run.exit
-    wrote = (run.stdout.total, run.stdout.kept, run.stderr.total, run.stderr.kept)
-    return (run.state, run.started, run.finished, e.code, e.signal, _text(e.reason), e.instead, *wrote, _text(run.cut))
-
-
-def _text(said: str) -> str:
-    """Return `said` as SQLite takes it, and as it is printed the first time: names of files in it may be no Unicode."""
-    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in said)
-
-
-def _write_end(transaction: Transaction, run: Run) -> None:
-    transaction.execute(
-        "UPDATE run SET state = ?, started = ?, finished = ?, code = ?, signal = ?, reason = ?, instead = ?, "
-        "stdout = ?, stdout_kept = ?, stderr = ?, stderr_kept = ?, cut = ? WHERE id = ? AND state = ?",
-        (*_ends(run), run.id, RUNNING),
-    )
-
-
-def _write_sums(transaction: Transaction, run: Run) -> None:
-    transaction.execute(
-        "UPDATE run SET stdout = ?, stdout_kept = ?, stderr = ?, stderr_kept = ?, cut = ? WHERE id = ?",
-        (run.stdout.total, run.stdout.kept, run.stderr.total, run.stderr.kept, run.cut, run.id),
-    )
-
-
-def _words(run: Run) -> str:
-    # Tabs, which stand in no reason of ours that matters. The longest last, for the room has an end.
-    parts = [str(each).replace("\t", " ").replace("\n", " ") for each in _ends(run)]
-    reason = parts.pop(_ENDS.index("reason"))
-    return "\t".join(["end", *parts, reason])
-
-
-def _from_words(run: Run, words: str) -> Run | None:
-    """Return `run` with the end that last words tell; None where they tell none."""
-    what, *parts = words.split("\t")
-    if what != "end" or len(parts) != len(_ENDS):
-        return None
-    try:
-        state, started, finished, code, signal, instead, out, out_kept, err, err_kept, cut, reason = parts
-        return replace(
-            run,
-            state=state,
-            started=int(started),
-            finished=int(finished),
-            exit=Exit(int(code), int(signal), reason, int(instead)),
-            stdout=Written(int(out), int(out_kept)),
-            stderr=Written(int(err), int(err_kept)),
-            cut=cut,
-        )
-    except ValueError:
-        return None

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidecar.once.ledger import Claim
+    from sidecar.once.claim import Claim
 
 # When what was read goes to the ledger: so many seconds after the first of it, for whoever follows; so many bytes at the latest.
 OFTEN = 0.05

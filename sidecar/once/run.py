@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sidecar.once.asked import Asked
-    from sidecar.once.ledger import Claim, Ledger
+    from sidecar.once.claim import Claim
+    from sidecar.once.ledger import Ledger
 
 ENDING = (process.SIGHUP, process.SIGINT, process.SIGQUIT, process.SIGTERM)
 # How often a run that is under way is looked at by those who follow it, in seconds: 20 us each time.

@@ -36,7 +36,7 @@ from coordination import MS, Target, Times, end_on_sigterm, machine, print_rows,
 from sidecar.exits import Exit
 from sidecar.once import Ledger
 from sidecar.once.asked import ask
-from sidecar.once.ledger import Claim
+from sidecar.once.claim import Claim
 from sidecar.state import MIGRATIONS
 
 SIDECAR = os.path.join(os.path.dirname(sys.executable), "sidecar")
