@@ -135,9 +135,9 @@ def two_commits(bare: sqlite3.Connection, turn: int) -> int:
     begun = time.monotonic_ns()
     bare.execute("BEGIN IMMEDIATE")
     number = bare.execute(
-        "INSERT INTO run (instance, name, state, command, directory, pid, ticks, boot, namespace, claimed) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        ("instance", f"run {turn}", "running", "\0".join(SMALL).encode(), b"/", 1, 1, "b" * 36, 1, begun),
+        "INSERT INTO run (lease, instance, name, state, command, directory, pid, ticks, boot, namespace, claimed) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        ("l" * 32, "instance", f"run {turn}", "running", "\0".join(SMALL).encode(), b"/", 1, 1, "b" * 36, 1, begun),
     ).lastrowid
     bare.execute("COMMIT")
     bare.execute("BEGIN IMMEDIATE")
