@@ -284,10 +284,12 @@ class Contract:
     def test_what_is_to_run_always_is_begun_again_also_after_it_ended_well(self, runner: Runner, begin: Begin, base: str) -> None:
         script = f"echo >> /v/lives; [ $(wc -l < /v/lives) -gt 2 ] || exit 0; {POLITE}"
         one = container("one", base, script.replace("$", "$$"), volumeMounts=[mount("v", "/v")])
-        name = begin(pod(one, restartPolicy="Always"))
+        name = begin(pod(one, inits=(container("init", base, "true"),), restartPolicy="Always"))
         hear(runner, name, "one", "ready")
         status = runner.status(name)
         assert (status.phase, of(status, "one").state, of(status, "one").restarts) == ("Running", "running", 2)
+        # An init container has its turn once.
+        assert of(status, "init") == Container("init", "exited", 0)
 
     def test_an_init_container_that_fails_is_begun_again_where_the_pod_says_so(
         self, runner: Runner, begin: Begin, base: str

@@ -24,12 +24,13 @@ from session_contract import DEAF, PLAIN, POLITE, Contract, container, hear, mou
 
 from sidecar.errors import ConfigurationError, ParametersError, SourceMissing
 from sidecar.parameters.dictionary import decode
+from sidecar.process import Child
 from sidecar.session.artifact import Artifact, Port
 from sidecar.session.compose import Options, compose
 from sidecar.session.local import LocalRunner
 from sidecar.session.pod import expand, read_pod
 from sidecar.session.runner import Manifest
-from sidecar.session.supervisor import Lead
+from sidecar.session.supervisor import Lead, Processes
 
 TOP = Path(__file__).parent.parent
 PROGRAMS = ("bash", "cat", "env", "id", "ls", "mkdir", "printf", "rm", "seq", "sh", "sleep", "touch", "wc")
@@ -309,8 +310,9 @@ def test_a_link_in_an_image_leads_nowhere_but_into_the_image(
     (image / "out").symlink_to(tmp_path / "outside")
     (image / "up").symlink_to("../../../..")
     (image / "old").symlink_to(f"/oldroot{tmp_path}/outside")
-    mounts = [mount("a", "/out/a"), mount("b", f"/up{tmp_path}/outside/b"), mount("c", "/old/c")]
-    name = begin(pod(container("one", str(image), "touch /out/a/x /old/c/x", volumeMounts=mounts)))
+    (image / "usr" / "share" / "out").symlink_to("/out")
+    mounts = [mount("a", "/usr/share/out/a"), mount("b", f"/up{tmp_path}/outside/b"), mount("c", "/old/c")]
+    name = begin(pod(container("one", str(image), "touch /usr/share/out/a/x /out/a/y /old/c/x", volumeMounts=mounts)))
     assert runner.wait(name, HANG).phase == "Succeeded", said(runner, name, "one")
     assert os.listdir(tmp_path / "outside") == []
 
@@ -329,7 +331,14 @@ def test_a_link_in_a_volume_leads_no_part_of_it_out(runner: LocalRunner, begin: 
 def test_a_caller_without_privileges_needs_none(tmp_path: Path) -> None:
     manifest = pod(
         container("one", "host", "id -u; cat /opt/a/b/it", volumeMounts=[mount("v", "/opt/a/b")]),
-        inits=(container("init", "host", "echo it > /usr/share/c/it", volumeMounts=[mount("v", "/usr/share/c")]),),
+        inits=(
+            container(
+                "init",
+                "host",
+                "cd /usr/share/c; echo it > it; mkdir -p a/b; chmod 0 a/b a",
+                volumeMounts=[mount("v", "/usr/share/c")],
+            ),
+        ),
         securityContext={"runAsUser": 10001},
     )
     told = f"""
@@ -351,6 +360,17 @@ assert runner.stop(name).phase == "Succeeded"
         [*unprivileged, sys.executable, "-c", told, json.dumps(manifest)], capture_output=True, text=True, check=False
     )
     assert (ran.stdout, ran.stderr, ran.returncode) == ("10001\nit\n", "", 0)
+    # Also what its programs closed to it.
+    assert os.listdir(tmp_path / "pods") == []
+
+
+def test_a_name_is_a_name_and_no_way_to_a_folder(runner: LocalRunner, begin: Any) -> None:
+    name = begin(pod(container("one", "host", POLITE)))
+    for way in (f"./{name}", f"{name}/", f"../pods/{name}", f"{name}/../{name}", os.path.join(runner.folder, name)):
+        for ask in (runner.status, runner.stop):
+            with pytest.raises(SourceMissing):
+                ask(way)
+    assert [each.name for each in runner.list()] == [name]
 
 
 def test_a_pod_that_is_stopped_while_it_begins_leaves_nothing(runner: LocalRunner, begin: Any, directory: Path) -> None:
@@ -498,10 +518,24 @@ def test_who_asks_again_with_less_patience_is_heard() -> None:
     for life in led.to_begin(0):
         led.begun(life, 0)
     led.end(0, 60)
-    led.end(10, 100)
-    assert led.to_kill(59) == []
+    led.end(10, 100)  # with more, is not
+    assert (led.to_kill(59), len(led.to_kill(60))) == ([], 1)
     led.end(10, 5)
-    assert [each.program.name for each in led.to_kill(15)] == ["one"]
+    assert (led.to_kill(14), len(led.to_kill(15))) == ([], 1)
+
+
+def test_nobody_is_asked_to_end_while_bwrap_still_makes_its_room(tmp_path: Path) -> None:
+    for name, ready in (("bwrap", False), ("sleep", True)):
+        shutil.copy("/bin/sleep", tmp_path / name)
+        with subprocess.Popen([tmp_path / name, LONG]) as begun:
+            processes = Processes(Child(begun.pid), os.open(os.devnull, os.O_RDONLY), "", 0)
+            processes.pid, processes.command = begun.pid, os.pidfd_open(begun.pid)
+            assert processes.ask() == ready
+            if not ready:
+                begun.kill()
+            assert begun.wait(HANG) == (-signal.SIGTERM if ready else -signal.SIGKILL)
+            os.close(processes.command)
+            os.close(processes.said)
 
 
 @settings(deadline=None)

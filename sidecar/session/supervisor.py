@@ -173,7 +173,7 @@ class Lead:
 # --- doing it ----------------------------------------------------------------------------------------------------------
 
 
-class _Process:
+class Processes:
     """A container's processes: bwrap, what it says of the command, and the command."""
 
     def __init__(self, child: Child, said: int, log: str, at: int) -> None:
@@ -253,7 +253,7 @@ class _Supervisor:
         self.bwrap: str = asked["bwrap"]
         self.lead = Lead(read_pod(asked["pod"]), asked["backoff"])
         self.signals = SignalQueue()
-        self.running: dict[str, _Process] = {}
+        self.running: dict[str, Processes] = {}
         self.last: Status | None = None
 
     def run(self) -> None:
@@ -330,7 +330,7 @@ class _Supervisor:
         finally:
             os.close(out)
 
-    def _spawn(self, program: Program, out: int, log: str) -> _Process:
+    def _spawn(self, program: Program, out: int, log: str) -> Processes:
         said = b"".join(each.encode(errors="surrogateescape") + b"\0" for each in options(self._sandbox(program)))
         told = os.memfd_create("sandbox", os.MFD_CLOEXEC)
         status, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -345,7 +345,7 @@ class _Supervisor:
                 command = in_layer(self.folder.layer, image, command)
             at = os.fstat(out).st_size
             child = spawn(command, {"PATH": PATH}, streams=(out, out), background=True, directory="/", called=command[0])
-            return _Process(child, status, log, at)
+            return Processes(child, status, log, at)
         except BaseException:
             os.close(status)
             raise
