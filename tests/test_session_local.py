@@ -382,6 +382,15 @@ def test_a_pod_that_is_stopped_while_it_begins_leaves_nothing(runner: LocalRunne
     assert os.listdir(runner.folder) == []
 
 
+@pytest.mark.parametrize("lengths", [(1,), (63, 1), (63, 63, 63, 61)])
+def test_a_name_may_be_as_long_as_kubernetes_has_it(runner: LocalRunner, begin: Any, lengths: tuple[int, ...]) -> None:
+    name = ".".join("x" * each for each in lengths)
+    begin(pod(container("one", "host", "true"), name=name))
+    assert runner.wait(name, HANG).phase == "Succeeded"
+    assert runner.stop(name).name == name
+    assert os.listdir(runner.folder) == []
+
+
 # --- what it refuses ---------------------------------------------------------------------------------------------------
 
 
@@ -528,6 +537,8 @@ def test_nobody_is_asked_to_end_while_bwrap_still_makes_its_room(tmp_path: Path)
     for name, ready in (("bwrap", False), ("sleep", True)):
         shutil.copy("/bin/sleep", tmp_path / name)
         with subprocess.Popen([tmp_path / name, LONG]) as begun:
+            comm = Path(f"/proc/{begun.pid}/comm")
+            until(lambda comm=comm, name=name: comm.read_text() == f"{name}\n", f"{name} was begun")  # type: ignore[misc]
             processes = Processes(Child(begun.pid), os.open(os.devnull, os.O_RDONLY), "", 0)
             processes.pid, processes.command = begun.pid, os.pidfd_open(begun.pid)
             assert processes.ask() == ready

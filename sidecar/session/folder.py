@@ -20,6 +20,7 @@ import os
 import select
 import shutil
 import time
+import uuid
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -136,12 +137,17 @@ class Folder:
 
     def remove(self) -> None:
         """Remove the folder, whatever is in it: at once for all others, by its name."""
-        gone = os.path.join(os.path.dirname(self.path), f".{self.name}.{os.getpid()}.{time.monotonic_ns()}")
+        gone = on_its_way(os.path.dirname(self.path))
         try:
             os.rename(self.path, gone)
         except FileNotFoundError:
             raise SourceMissing(f"there is no pod {self.name}") from None
         discard(gone)
+
+
+def on_its_way(folder: str) -> str:
+    """Return a path that nobody else has, for a pod's folder that comes or goes. A pod's own name may be too long for more."""
+    return os.path.join(folder, f".{uuid.uuid4()}")
 
 
 def discard(path: str) -> None:

@@ -17,13 +17,12 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from sidecar import linux
 from sidecar.errors import ConfigurationError, DeadlinePassed, Fault, ParametersError, SourceMissing, Unreachable
-from sidecar.session.folder import ENDED, Folder, discard
+from sidecar.session.folder import ENDED, Folder, discard, on_its_way
 from sidecar.session.pod import Pod, is_name, read_pod
 from sidecar.session.runner import Container, Manifest, Status
 
@@ -55,7 +54,7 @@ class LocalRunner:
         if bwrap is None:
             raise ConfigurationError("bubblewrap is needed to run a pod on this machine: apt-get install bubblewrap")
         self._make_folder()
-        fresh = Folder(os.path.join(self.folder, f".{asked.name}.{os.getpid()}.{time.monotonic_ns()}"))
+        fresh = Folder(on_its_way(self.folder))
         os.mkdir(fresh.path, 0o700)
         try:
             lease = self._fill(fresh, asked, {"pod": pod, "images": images, "bwrap": bwrap, "backoff": self.backoff})
