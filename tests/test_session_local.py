@@ -418,6 +418,21 @@ def test_what_cannot_be_here_is_refused_and_nothing_is_left(runner: LocalRunner,
     assert not os.path.exists(runner.folder)
 
 
+def test_a_path_of_the_machine_is_made_where_the_pod_says_so_and_runs(runner: LocalRunner, begin: Any, tmp_path: Path) -> None:
+    def on(of_type: str, path: str, image: str = "host") -> Manifest:
+        volume = {"name": "v", "hostPath": {"path": str(tmp_path / path), "type": of_type}}
+        return pod(container("one", image, "touch /v/x", volumeMounts=[mount("v", "/v")]), volumes=[volume])
+
+    for of_type in ("", "Directory", "File"):
+        with pytest.raises(ParametersError, match="there is no"):
+            runner.start(on(of_type, "missing"))
+    with pytest.raises(ParametersError, match="is no directory"):
+        runner.start(on("DirectoryOrCreate", "made", "no image"))
+    assert os.listdir(tmp_path) == []
+    assert runner.wait(begin(on("DirectoryOrCreate", "made/too")), HANG).phase == "Succeeded"
+    assert os.listdir(tmp_path / "made" / "too") == ["x"]
+
+
 def test_every_fault_of_a_manifest_is_told_at_once_and_with_its_place() -> None:
     bad = container("one", "", "true", stdin=True, env=[{"name": "a=b", "value": 1}])
     manifest = pod(bad, bad, volumes=[{"name": "V", "emptyDir": {}}], restartPolicy="Sometimes", terminationGracePeriodSeconds=-1)

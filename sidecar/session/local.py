@@ -132,15 +132,19 @@ class LocalRunner:
             else:
                 expected = "expected host, the absolute path of a directory" + "".join(f", {each}" for each in self.images)
                 faults.append(Fault(where, "image", f"{reference} is no directory; {expected}"))
-        for name, each in pod.volumes.items():
-            if each.kind == "host":
-                if each.of_type == "DirectoryOrCreate":
-                    os.makedirs(each.source, exist_ok=True)
-                there = {"File": os.path.isfile, "": os.path.exists}.get(each.of_type, os.path.isdir)
-                if not there(each.source):
-                    faults.append(Fault(f"volume {name}", "hostPath", f"there is no {each.of_type.lower()} {each.source}"))
+        there = {"": os.path.exists, "File": os.path.isfile, "Directory": os.path.isdir}
+        on_host = {name: each for name, each in pod.volumes.items() if each.kind == "host"}
+        for name, each in on_host.items():
+            if each.of_type in there and not there[each.of_type](each.source):
+                faults.append(Fault(f"volume {name}", "hostPath", f"there is no {each.of_type.lower() or 'path'} {each.source}"))
         if faults:
             raise ParametersError(faults)
+        for each in on_host.values():
+            try:
+                if each.of_type == "DirectoryOrCreate":
+                    os.makedirs(each.source, exist_ok=True)
+            except OSError as error:
+                raise Unreachable(f"{each.source} cannot be made: {error.strerror}") from None
         return found
 
     def _make_folder(self) -> None:
