@@ -5,9 +5,12 @@ Each command parses, makes one call of sidecar.session, and prints: the manifest
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import click
 import yaml
@@ -15,20 +18,80 @@ import yaml
 from sidecar import __version__
 from sidecar.batteries import find as find_battery
 from sidecar.batteries.companion import Around, Companion
-from sidecar.cli.entry import complain
-from sidecar.cli.listing import print_json
-from sidecar.errors import ConfigurationError, Fault, ParametersError, UsageError
+from sidecar.cli.arguments import Seconds
+from sidecar.cli.entry import complain, printable
+from sidecar.cli.listing import json_option, print_json, print_table
+from sidecar.errors import UNAVAILABLE, ConfigurationError, Fault, ParametersError, UsageError
+from sidecar.figures import counted
 from sidecar.session.argo import workflow_template
 from sidecar.session.artifact import Artifact
 from sidecar.session.catalog import find, read_catalog
-from sidecar.session.compose import COORDINATION, DELIVERIES, Delivery, Options, Session
+from sidecar.session.compose import APPLICATION, COORDINATION, DELIVERIES, Delivery, Options, Session
 from sidecar.session.compose import compose as compose_session
-from sidecar.session.plan import LAUNCHES, Launch
+from sidecar.session.local import LocalRunner
+from sidecar.session.plan import LAUNCHES
+from sidecar.session.runner import Container
+from sidecar.state import state_folder
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @click.group(epilog="Example:  sidecar session compose --image base:12 --catalog catalog.yaml --artifact streamer@7")
 def session() -> None:
-    """Compose a pod from a base image and a list of artifacts, each an entry of a catalog."""
+    """Compose a pod from a base image and a list of artifacts, each an entry of a catalog; and run it on this machine."""
+
+
+def _request(function: Function) -> Function:
+    """Give a command the options that say what is in a session; its argument `asked` holds them."""
+    options = [
+        click.option("--image", metavar="IMAGE", required=True, help="The base image; it has /bin/bash."),
+        click.option("--catalog", "catalogs", metavar="FILE", multiple=True, required=True, help="What ids mean; repeatable."),
+        click.option(
+            "--artifact", "artifacts", metavar="ID", multiple=True, required=True, help="An artifact, in its order; repeatable."
+        ),
+        click.option(
+            "--battery", "batteries", metavar="KIND=FILE", multiple=True, help="A battery, and its parameters: fuse=fuse.yaml."
+        ),
+        click.option(
+            "--store", metavar="URL", default="", help="Where bundles are: gs://bucket/folder, or file:///store with a claim."
+        ),
+        click.option(
+            "--store-claim", "claim", metavar="NAME", default="", help="The PersistentVolumeClaim that a file:// store is on."
+        ),
+        click.option("--launch", type=click.Choice(LAUNCHES), default="last", show_default=True, help="Whose programs are run."),
+        click.option(
+            "--delivery", type=click.Choice(DELIVERIES), help="How files get there.  [default: copy; image on this machine]"
+        ),
+        click.option(
+            "--user", metavar="UID", default="10001", show_default=True, help="Who all containers run as; `image`: as it says."
+        ),
+        click.option(
+            "--id", "session_id", metavar="ID", default="", help="The session's id.  [default: follows from what is in it]"
+        ),
+        click.option(
+            "--images", metavar="PREFIX", default="localhost/sidecar", show_default=True, help="Where our own images are."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _composed(asked: Mapping[str, Any], delivery: Delivery, session_id: str) -> Session:
+    """Return the session that is asked for, and tell its warnings."""
+    options = Options(asked["launch"], delivery, _user(asked["user"]), wrapper=f"{asked['images']}/wrapper:{__version__}")
+    around = Around(COORDINATION, asked["store"], asked["claim"], asked["images"], __version__, grace=options.grace - 10)
+    found = compose_session(
+        asked["image"],
+        find(_catalog(asked["catalogs"]), asked["artifacts"]),
+        [_battery(each, around) for each in asked["batteries"]],
+        options,
+        session=session_id,
+        names=asked["artifacts"],
+    )
+    for warning in found.warnings:
+        complain("sidecar", f"warning: {warning}")
+    return found
 
 
 @session.command(
@@ -37,23 +100,7 @@ Exit status: 0; 2 usage; 65 the catalog, the request or a battery's parameters a
 78 there is no such battery.
 Example:  sidecar session compose --image base:12 --catalog catalog.yaml --artifact viewer@1.4 --artifact streamer@7""",
 )
-@click.option("--image", metavar="IMAGE", required=True, help="The base image; it has /bin/bash.")
-@click.option(
-    "--catalog", "catalogs", metavar="FILE", multiple=True, required=True, help="What ids of artifacts mean; repeatable."
-)
-@click.option(
-    "--artifact", "artifacts", metavar="ID", multiple=True, required=True, help="One more artifact, in order; the last runs."
-)
-@click.option("--battery", "batteries", metavar="KIND=FILE", multiple=True, help="A battery, and its parameters: fuse=fuse.yaml.")
-@click.option("--store", metavar="URL", default="", help="Where bundles are: gs://bucket/folder, or file:///store with a claim.")
-@click.option("--store-claim", "claim", metavar="NAME", default="", help="The PersistentVolumeClaim that a file:// store is on.")
-@click.option("--launch", type=click.Choice(LAUNCHES), default="last", show_default=True, help="Whose programs are run.")
-@click.option(
-    "--delivery", type=click.Choice(DELIVERIES), default="copy", show_default=True, help="How files come: copied, or mounted."
-)
-@click.option("--user", metavar="UID", default="10001", show_default=True, help="Who all containers run as; `image`: as it says.")
-@click.option("--id", "session_id", metavar="ID", default="", help="The session's id.  [default: follows from what is in it]")
-@click.option("--images", metavar="PREFIX", default="localhost/sidecar", show_default=True, help="Where our own images are.")
+@_request
 @click.option(
     "-o",
     "--output",
@@ -62,34 +109,143 @@ Example:  sidecar session compose --image base:12 --catalog catalog.yaml --artif
     show_default=True,
     help="The pod; a WorkflowTemplate of Argo's; or what whoever asked is told: ports, log directories.",
 )
-def compose(
-    image: str,
-    catalogs: tuple[str, ...],
-    artifacts: tuple[str, ...],
-    batteries: tuple[str, ...],
-    store: str,
-    claim: str,
-    launch: Launch,
-    delivery: Delivery,
-    user: str,
-    session_id: str,
-    images: str,
-    output: str,
-) -> None:
+def compose(output: str, session_id: str, delivery: Delivery | None, **asked: Any) -> None:
     """Print the pod of a session: the same request is the same pod, byte by byte. Python: sidecar.session.compose.compose."""
-    options = Options(launch, delivery, _user(user), wrapper=f"{images}/wrapper:{__version__}")
-    around = Around(COORDINATION, store, claim, images, __version__, grace=options.grace - 10)
-    found = compose_session(
-        image,
-        find(_catalog(catalogs), artifacts),
-        [_battery(each, around) for each in batteries],
-        options,
-        session=session_id,
-        names=artifacts,
-    )
-    for warning in found.warnings:
-        complain("sidecar", f"warning: {warning}")
-    _print(found, output)
+    _print(_composed(asked, delivery or "copy", session_id), output)
+
+
+# --- on this machine ---------------------------------------------------------------------------------------------------
+
+_name = click.argument("name", metavar="POD")
+_folder = click.option(
+    "--folder",
+    metavar="DIR",
+    default=lambda: os.path.join(state_folder(os.environ), "sessions"),
+    show_default="sessions, where `sidecar once` keeps its state",
+    help="Where this machine's pods are kept: a directory of yours alone, which is made.",
+)
+
+
+def _ending(statuses: str, example: str) -> str:
+    return f"\b\nExit status: {statuses} 2 usage; 74 the folder cannot be read or written.\nExample:  {example}"
+
+
+@session.command(
+    epilog="""\b
+Exit status: 0, or with --wait that of the application; 2 usage; 65 the catalog, the request or the pod is malformed, or has what
+cannot be run here; 78 there is such a session already, or no bubblewrap; 74 it cannot be begun.
+Example:  sidecar session start --image host --catalog catalog.yaml --artifact streamer@7 --wait""",
+)
+@_request
+@click.option(
+    "--image-dir", "images_here", metavar="IMAGE=DIR", multiple=True, help="The directory that an image is; repeatable."
+)
+@click.option(
+    "--wait", "waiting", is_flag=True, help="Print what the application writes, end as it does, and remove the session."
+)
+@_folder
+def start(
+    images_here: tuple[str, ...],
+    waiting: bool,
+    folder: str,
+    session_id: str,
+    delivery: Delivery | None,
+    **asked: Any,
+) -> int:
+    """Run a session on this machine, in sandboxes, and print its ports and log directories. Python: LocalRunner.start.
+
+    An image is a directory: that of --image-dir, or the reference itself, an absolute path; `host` is this machine's own root.
+    """
+    runner = LocalRunner(folder, dict(map(_image_here, images_here)))
+    found = _composed(asked, delivery or "image", session_id or str(uuid.uuid4()))
+    runner.start(found.pod)
+    name = found.pod["metadata"]["name"]
+    if not waiting:
+        print_json(found.as_json())
+        return 0
+    try:
+        _write(runner.logs(name, APPLICATION, follow=True))
+        status = runner.wait(name)
+    finally:
+        runner.stop(name)
+    if status.reason:
+        complain("sidecar", status.reason)
+    ended = [each.exit for each in status.containers if each.name == APPLICATION]
+    return next((each for each in ended if each is not None), UNAVAILABLE)
+
+
+@session.command("list", epilog=_ending("0;", "sidecar session list"))
+@_folder
+@json_option
+def list_(folder: str, as_json: bool) -> None:
+    """List the sessions of this machine. Python: LocalRunner.list."""
+    found = LocalRunner(folder).list()
+    if as_json:
+        print_json([asdict(each) for each in found])
+    elif found:
+        rows = ((each.name, each.phase, ", ".join(map(_standing, each.containers))) for each in found)
+        print_table([("POD", "PHASE", "CONTAINERS"), *rows])
+
+
+@session.command(epilog=_ending("0; 66 there is no such session;", "sidecar session show session-6f1c --json"))
+@_name
+@_folder
+@json_option
+def show(name: str, folder: str, as_json: bool) -> None:
+    """Tell how a session stands. Python: LocalRunner.status."""
+    found = LocalRunner(folder).status(name)
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows = [("pod", found.name), ("session", found.session), ("phase", found.phase), ("why", found.reason)]
+    rows += [(each.name, _standing(each)) for each in found.containers]
+    print_table([row for row in rows if row[1]])
+
+
+@session.command(epilog=_ending("0; 66 there is no such session or container;", "sidecar session logs session-6f1c --follow"))
+@_name
+@click.argument("container", metavar="[CONTAINER]", default=APPLICATION)
+@click.option("--follow", is_flag=True, help="Until it has ended.")
+@_folder
+def logs(name: str, container: str, follow: bool, folder: str) -> None:
+    """Print what a container wrote in all its lives; the application's where none is named. Python: LocalRunner.logs."""
+    _write(LocalRunner(folder).logs(name, container, follow=follow))
+
+
+@session.command(epilog=_ending("0; 66 there is no such session;", "sidecar session stop session-6f1c"))
+@_name
+@click.option("--grace", type=Seconds(), metavar="T", help="How long its containers have after SIGTERM.  [default: the pod's]")
+@_folder
+@json_option
+def stop(name: str, grace: float | None, folder: str, as_json: bool) -> None:
+    """End a session, remove all that is of it, and tell how it ended. Python: LocalRunner.stop."""
+    found = LocalRunner(folder).stop(name, grace)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        click.echo(f"{printable(found.name)}: {found.phase}: {', '.join(map(_standing, found.containers))}")
+
+
+def _standing(container: Container) -> str:
+    state = f"exit {container.exit}" if container.state == "exited" else container.state
+    lives = f", {counted(container.restarts, 'restart')}" if container.restarts else ""
+    return f"{container.name} {state}{lives}" + (f" ({container.reason})" if container.reason else "")
+
+
+def _image_here(text: str) -> tuple[str, str]:
+    reference, equals, folder = text.rpartition("=")
+    if not equals or not reference or not folder:
+        raise UsageError(f"--image-dir expects IMAGE=DIR, such as example/base:12=/srv/base, not {text!r}")
+    return reference, os.path.abspath(folder)
+
+
+def _write(pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+# --- what is asked for -------------------------------------------------------------------------------------------------
 
 
 def _catalog(paths: Sequence[str]) -> dict[str, Artifact]:

@@ -1,0 +1,124 @@
+"""`sidecar session start` and its like: a session that runs on this machine, from the shell."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import BIN, until
+
+from sidecar.session.local import LocalRunner
+
+# Of the last artifact: tells what it was given, and what the others brought.
+PROGRAM = """#!/bin/bash
+printf '%s\\n' "$PWD" "$SERVER_CONFIG" "$(cat /opt/viewer/text)" "$(cat /opt/gdb/tool)" "$@"
+echo kept >/var/log/session/app/log
+case $1 in wait) until [ -e /opt/viewer/go ]; do sleep 0.02; done;; esac
+exit 7
+"""
+
+
+class Machine:
+    """A folder of pods, a catalog, and the command."""
+
+    def __init__(self, top: Path) -> None:
+        self.top, self.folder = top, top / "pods"
+        for name, file, text in (
+            ("viewer", "text", "of the viewer"),
+            ("gdb", "tool", "of the debugger"),
+            ("app", "run", PROGRAM),
+        ):
+            (top / name).mkdir()
+            (top / name / file).write_text(text)
+        (top / "app" / "run").chmod(0o755)
+        (top / "catalog.yaml").write_text(f"""artifacts:
+  viewer: {{image: "{top}/viewer", mountPath: /opt/viewer, serverConfig: {{title: demo}}, ports: [8000]}}
+  gdb: {{image: example/gdb, mountPath: /opt/gdb}}
+  app: {{image: "{top}/app", executable: ./run, args: [two words, "it's $(x)"], logDirectories: [app], serverConfig: {{hdr: }}}}
+  waits: {{image: "{top}/app", executable: ./run, args: [wait], logDirectories: [app]}}
+""")
+
+    def tell(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command: list[str | Path] = [BIN / "sidecar", "session", *words, "--folder", self.folder]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=self.top)
+
+    def start(self, last: str, *words: str) -> subprocess.CompletedProcess[str]:
+        listed = [word for each in ("viewer", "gdb", last) for word in ("--artifact", each)]
+        image = f"example/gdb={self.top}/gdb"
+        return self.tell("start", "--image", "host", "--catalog", "catalog.yaml", *listed, "--image-dir", image, *words)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    runner = LocalRunner(str(made.folder))
+    for each in runner.list():
+        runner.stop(each.name, 0)
+
+
+def test_three_artifacts_run_as_one_session_whose_output_and_end_are_the_commands(machine: Machine) -> None:
+    ran = machine.start("app", "--wait")
+    assert (ran.returncode, ran.stderr) == (7, "")
+    cwd, config, viewer, gdb, *arguments = ran.stdout.splitlines()
+    assert cwd.startswith("/artifacts/")
+    assert config == ";:title:demo;hdr"
+    assert (viewer, gdb) == ("of the viewer", "of the debugger")
+    assert arguments == ["two words", "it's $(x)"]
+    assert machine.tell("list").stdout == ""
+
+
+def test_a_session_that_was_started_can_be_listed_looked_at_followed_and_stopped(machine: Machine) -> None:
+    started = machine.start("waits", "--id", "6f1c")
+    assert started.returncode == 0, started.stderr
+    response = json.loads(started.stdout)
+    assert (response["session"], response["pod"]) == ("6f1c", "session-6f1c")
+    assert response["ports"] == [{"name": "", "port": 8000, "protocol": "TCP", "artifact": 1}]
+    assert response["logDirectories"] == [{"path": "/var/log/session/app", "artifact": 3}]
+    assert "session-6f1c  Running  application running" in machine.tell("list").stdout
+    (told,) = json.loads(machine.tell("list", "--json").stdout)
+    assert (told["name"], told["session"], told["phase"]) == ("session-6f1c", "6f1c", "Running")
+    until(lambda: "of the viewer" in machine.tell("logs", "session-6f1c").stdout, "it has written")
+    (machine.top / "viewer" / "go").touch()
+    followed = machine.tell("logs", "session-6f1c", "application", "--follow")
+    assert followed.stdout.splitlines()[-1] == "wait"
+    until(lambda: json.loads(machine.tell("show", "session-6f1c", "--json").stdout)["phase"] == "Failed", "it has ended")
+    assert "application  application exit 7" in machine.tell("show", "session-6f1c").stdout
+    assert machine.tell("stop", "session-6f1c").stdout == "session-6f1c: Failed: application exit 7\n"
+    assert machine.tell("list", "--json").stdout == "[]\n"
+
+
+def test_a_session_that_is_there_is_left_alone_by_another_of_its_id(machine: Machine) -> None:
+    assert machine.start("waits", "--id", "6f1c").returncode == 0
+    again = machine.start("waits", "--id", "6f1c")
+    assert again.returncode == 78
+    assert "there is a pod session-6f1c already" in again.stderr
+    assert "Running" in machine.tell("list").stdout
+
+
+def test_two_sessions_of_one_request_are_two(machine: Machine) -> None:
+    assert [machine.start("waits").returncode for _ in range(2)] == [0, 0]
+    assert len(machine.tell("list").stdout.splitlines()) == 3  # with the heading
+
+
+@pytest.mark.parametrize("words", [("show", "session-x"), ("logs", "session-x"), ("stop", "session-x"), ("show", "../x")])
+def test_a_session_that_is_not_there_is_66(machine: Machine, words: tuple[str, ...]) -> None:
+    ran = machine.tell(*words)
+    assert (ran.returncode, ran.stdout) == (66, "")
+    assert "there is no pod" in ran.stderr
+    assert not machine.folder.exists()
+
+
+def test_an_image_that_is_no_directory_is_told_with_what_there_is(machine: Machine) -> None:
+    ran = machine.start("app", "--image-dir", "example/gdb=missing")
+    assert ran.returncode == 65
+    assert "example/gdb is no directory" in ran.stderr
+    assert machine.tell("list").stdout == ""
+
+
+@pytest.mark.parametrize("text", ["x", "=dir", "image="])
+def test_an_image_dir_that_is_none_is_2(machine: Machine, text: str) -> None:
+    assert machine.start("app", "--image-dir", text).returncode == 2
