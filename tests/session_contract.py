@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import HANG, LONG
+from processes import HANG, LONG, until
 
 from sidecar.errors import ConfigurationError, DeadlinePassed, ParametersError, SourceMissing
 from sidecar.session.runner import Container, Manifest, Runner, Status
@@ -74,6 +74,17 @@ def of(status: Status, name: str) -> Container:
     """Return one container of a pod."""
     (found,) = [each for each in status.containers if each.name == name]
     return found
+
+
+def running(runner: Runner, name: str, container: str, restarts: int = 0) -> Status:
+    """Return how a pod stands once it tells that a container runs, after so many restarts: what it writes may be heard before."""
+
+    def told() -> bool:
+        found = of(runner.status(name), container)
+        return (found.state, found.restarts) == ("running", restarts)
+
+    until(told, f"{container} is told to run, after {restarts} restarts")
+    return runner.status(name)
 
 
 class Contract:
@@ -286,8 +297,8 @@ class Contract:
         one = container("one", base, script.replace("$", "$$"), volumeMounts=[mount("v", "/v")])
         name = begin(pod(one, inits=(container("init", base, "true"),), restartPolicy="Always"))
         hear(runner, name, "one", "ready")
-        status = runner.status(name)
-        assert (status.phase, of(status, "one").state, of(status, "one").restarts) == ("Running", "running", 2)
+        status = running(runner, name, "one", restarts=2)
+        assert status.phase == "Running"
         # An init container has its turn once.
         assert of(status, "init") == Container("init", "exited", 0)
 
@@ -341,14 +352,15 @@ class Contract:
         hear(runner, name, "one", "ready")
         with pytest.raises(ConfigurationError, match=name):
             runner.start(pod(container("other", base, "true"), name=name))
-        status = runner.status(name)
+        status = running(runner, name, "one")
         assert (status.phase, [each.name for each in status.containers]) == ("Running", ["one"])
         assert of(status, "one").restarts == 0
 
     def test_pods_are_listed_and_do_not_know_each_other(self, runner: Runner, begin: Begin, base: str) -> None:
         one, two = begin(pod(container("c", base, POLITE))), begin(pod(container("c", base, POLITE)))
-        hear(runner, one, "c", "ready")
-        hear(runner, two, "c", "ready")
+        for each in (one, two):
+            hear(runner, each, "c", "ready")
+            running(runner, each, "c")
         assert {one, two} <= {each.name for each in runner.list() if each.phase == "Running"}
         assert runner.stop(one).phase == "Failed"
         assert runner.status(two).phase == "Running"
