@@ -45,6 +45,9 @@ class Machine:
         command: list[str | Path] = [BIN / "sidecar", "session", *words, "--folder", self.folder]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=self.top)
 
+    def until_listed(self, line: str) -> None:
+        until(lambda: line in self.tell("list").stdout, f"{line} is listed")
+
     def start(self, last: str, *words: str) -> subprocess.CompletedProcess[str]:
         listed = [word for each in ("viewer", "gdb", last) for word in ("--artifact", each)]
         image = f"example/gdb={self.top}/gdb"
@@ -78,7 +81,7 @@ def test_a_session_that_was_started_can_be_listed_looked_at_followed_and_stopped
     assert (response["session"], response["pod"]) == ("6f1c", "session-6f1c")
     assert response["ports"] == [{"name": "", "port": 8000, "protocol": "TCP", "artifact": 1}]
     assert response["logDirectories"] == [{"path": "/var/log/session/app", "artifact": 3}]
-    assert "session-6f1c  Running  application running" in machine.tell("list").stdout
+    machine.until_listed("session-6f1c  Running  application running")
     (told,) = json.loads(machine.tell("list", "--json").stdout)
     assert (told["name"], told["session"], told["phase"]) == ("session-6f1c", "6f1c", "Running")
     until(lambda: "of the viewer" in machine.tell("logs", "session-6f1c").stdout, "it has written")
@@ -96,7 +99,7 @@ def test_a_session_that_is_there_is_left_alone_by_another_of_its_id(machine: Mac
     again = machine.start("waits", "--id", "6f1c")
     assert again.returncode == 78
     assert "there is a pod session-6f1c already" in again.stderr
-    assert "Running" in machine.tell("list").stdout
+    machine.until_listed("session-6f1c  Running  application running")
 
 
 def test_two_sessions_of_one_request_are_two(machine: Machine) -> None:
