@@ -157,9 +157,10 @@ def serve(task: Task, data: str, installation: Installation, settings: Mapping[s
         with tools(task, server) as programs, closing(Closed(postmaster, connection, programs)) as running:
             yield running
         postmaster.stop(_SHUTDOWN)
-    control = read_control(data)
-    if not control.is_clean:
-        raise PeerFailed(f"{data} says of itself that it is {control.condition!r}, though it was shut down")
+        # Within, for whoever cancels just now makes it end unclean.
+        control = read_control(data)
+        if not control.is_clean:
+            raise PeerFailed(f"{data} says of itself that it is {control.condition!r}, though it was shut down")
 
 
 def of_libraries(settings: Mapping[str, str]) -> dict[str, str]:
