@@ -16,10 +16,12 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import given
@@ -33,6 +35,7 @@ from sidecar.once.asked import ask, expand
 from sidecar.once.claim import Claim
 from sidecar.once.facts import RUNNING, UNKNOWN, OtherRun, Piece, Run, moment
 from sidecar.once.instance import instance_of
+from sidecar.once.recorder import OFTEN, Recorder
 from sidecar.once.run import follow
 from sidecar.state import FILE, State
 from sidecar.values import replace
@@ -1096,6 +1099,31 @@ def test_logs_are_printed_as_they_were_written_or_in_lines_with_their_times(once
     stamped = once.tell("logs", "n", "--timestamps")
     assert stamped.out == b"%s one\r\n%s two\n" % (at[1], at[1])
     assert stamped.err == b"%s err\n" % at[2]
+
+
+def test_that_a_program_has_begun_is_noted_while_nothing_of_its_output_is() -> None:
+    """One store, two threads: a transaction within another would be refused, and the output be cut."""
+    noting, met = [False], []
+
+    class Kept:
+        def begun(self) -> None:
+            noting[0] = True
+            time.sleep(4 * OFTEN)  # a window, no wait: what was written is due to be kept within it
+            noting[0] = False
+
+        def keep(self, pieces: object) -> None:
+            met.append(noting[0])
+
+    recorder = Recorder(cast(Claim, Kept()))
+    over = threading.Event()
+    recorder.start(over.set)
+    os.write(recorder.streams[0], b"written at once")
+    recorder.note_begun()
+    until(lambda: bool(met), "it is kept")
+    recorder.begun()
+    recorder.ended()
+    assert over.wait(HANG)
+    assert met == [False]
 
 
 def test_logs_are_json_for_programs_whatever_was_written(once: Asking, ledger: Ledger) -> None:

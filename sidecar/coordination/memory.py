@@ -170,7 +170,7 @@ class Memory:
         finally:
             recorder.begun()
         self._recorder = recorder
-        self._claim.begun()
+        recorder.note_begun()
         return child
 
     def ended(self) -> None:

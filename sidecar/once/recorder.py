@@ -84,6 +84,11 @@ class Recorder:
         for fd in self.streams:
             os.close(fd)
 
+    def note_begun(self) -> None:
+        """Note that the program has begun: here, for the thread may be keeping what it wrote by now, through the same store."""
+        with self._mine:
+            self._claim.begun()
+
     def abort(self) -> None:
         """Nothing was begun."""
         if self._tell >= 0:

@@ -212,7 +212,7 @@ def _execute(claim: Claim, targets: tuple[int, int] | None, limit: int, queue: p
         reason = f"{asked.kept_command[0]}: cannot be begun: {getattr(error, 'strerror', None) or error}"
         return claim.finish(Exit(NOT_EXECUTABLE, reason=reason), state=FAILED_TO_START), ""
     try:
-        claim.begun()
+        recorder.note_begun()
         if queue is not None:
             _be_its_init(child, recorder, queue)
         else:
