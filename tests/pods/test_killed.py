@@ -271,7 +271,8 @@ def test_with_once_an_application_that_crashes_when_it_has_run_writes_the_same_a
     played = run.play(two(script, "-q", "--once", "app", restart="OnFailure"))
     run.until_it_runs()
     run.until_it_saves("fuse")
-    assert played.file("coord", "initupload").exists()
+    # The battery goes by the record, which is there before the signal is.
+    played.until(played.file("coord", "initupload").exists, "the battery is asked")
     played.crash("application")
     assert played.wait() == {"application": 0, "fuse": 0}, played.told()
     assert played.status("application").restarts == 1
