@@ -95,7 +95,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 # No database is smaller than its smallest page.
 _SMALLEST = 512
-_BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 10, 11, 13, 14, 26
+# Result codes of SQLite's.
+_BUSY, _LOCKED, _READONLY, _CORRUPT, _FULL, _NOTADB = 5, 6, 8, 11, 13, 26
 
 
 def state_folder(environment: Mapping[str, str]) -> str:

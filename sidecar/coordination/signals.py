@@ -160,7 +160,10 @@ class Directory:
         path = f"{HOUSE}/id"
         if not self.said(path):
             self._give_id(path)
-        about = os.stat("id", dir_fd=self._folder(HOUSE), follow_symlinks=False)
+        try:
+            about = os.stat("id", dir_fd=self._folder(HOUSE), follow_symlinks=False)
+        except OSError as error:  # taken away meanwhile, or the directory with it
+            raise self._cannot("read", path, error) from None
         if about.st_uid not in (0, os.geteuid(), os.fstat(self.fd).st_uid):
             raise Unreachable(f"{self.path}/{path} is user {about.st_uid}'s, who may give this directory another's id")
         found = (self.read(path) or b"").decode(errors="replace").strip()
