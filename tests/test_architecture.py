@@ -42,12 +42,12 @@ LAYERS = (
 RESERVED_FOR = {
     "figures": ({"cli", "coordination.report"}, "figures are for people; report explains to them, all other modules decide"),
     "linux": (
-        {"process", "coordination.signals", "store.second", "batteries.postgres.programs", "session.local"},
+        {"process", "coordination.signals", "store.second", "batteries.postgres.programs", "session.led"},
         "all else asks those",
     ),
     "sidecar": ({"cli"}, "the version is for people"),
     "once": ({"cli", "coordination"}, "a battery and a store do as often as they are asked what they are asked"),
-    "process": ({"cli", "coordination", "once", "session.supervisor"}, "a battery and a store start no containers' commands"),
+    "process": ({"cli", "coordination", "once", "session"}, "a battery and a store start no containers' commands"),
     "testing": (set(), "it is for tests, ours and others'"),
 }
 # Inside coordination, top to bottom; one line's modules do not know each other.
@@ -70,6 +70,7 @@ PURE = (
     "session/artifact.py",
     "session/catalog.py",
     "session/compose.py",
+    "session/lead.py",
     "session/place.py",
     "session/plan.py",
     "session/pod.py",

@@ -27,10 +27,11 @@ from sidecar.parameters.dictionary import decode
 from sidecar.process import Child
 from sidecar.session.artifact import Artifact, Port
 from sidecar.session.compose import Options, compose
+from sidecar.session.lead import Lead
 from sidecar.session.local import LocalRunner
 from sidecar.session.pod import expand, read_pod
 from sidecar.session.runner import Manifest
-from sidecar.session.supervisor import Lead, Processes
+from sidecar.session.sandboxed import Processes
 
 TOP = Path(__file__).parent.parent
 PROGRAMS = ("bash", "cat", "env", "id", "ls", "mkdir", "printf", "rm", "seq", "sh", "sleep", "touch", "wc")

@@ -5,44 +5,31 @@ the machine's own root. Neither is ever written (see root).
 
 A sandbox is no virtual machine. Whatever user a container is given, to the machine it is the caller: it can read what the caller
 can, of its image and of its volumes. It shares the machine's network. Its limits, and the sizes of its volumes, are not kept; an
-emptyDir in memory is one on disk. What begins a pod returns; one process stays with each (see supervisor).
+emptyDir in memory is one on disk.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import shutil
-import signal
-import stat
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 
-from sidecar import linux
-from sidecar.errors import ConfigurationError, DeadlinePassed, Fault, ParametersError, SourceMissing, Unreachable
-from sidecar.session.folder import ENDED, Folder, discard, on_its_way
-from sidecar.session.pod import Pod, is_name, read_pod
-from sidecar.session.runner import Container, Manifest, Status
+from sidecar.errors import ConfigurationError, Fault, ParametersError, Unreachable
+from sidecar.session.led import BACKOFF, LedRunner
+from sidecar.session.pod import Pod, read_pod
+from sidecar.session.runner import Manifest
 
 HOST = "host"
-BACKOFF = 10.0
-_SUPERVISE = "import sys; from sidecar.session.supervisor import supervise; supervise(sys.argv[1], int(sys.argv[2]))"
-# How much longer than it gives the pod's programs a supervisor may take before it is ended itself.
-_PATIENCE = 30.0
-_IN_MODIFY = 0x2
-_CHUNK = 1 << 16
 
 
-class LocalRunner:
+class LocalRunner(LedRunner):
     """Runs pods on this machine; they are kept in `folder`, which is made, for this user alone.
 
     `images` are the directories that references stand for. A container that ends waits `backoff` seconds for its second life.
     """
 
     def __init__(self, folder: str, images: Mapping[str, str] | None = None, backoff: float = BACKOFF) -> None:
-        self.folder = os.path.abspath(folder)
+        super().__init__(folder)
         self.images = dict(images or {})
         self.backoff = backoff
 
@@ -53,72 +40,8 @@ class LocalRunner:
         bwrap = shutil.which("bwrap")
         if bwrap is None:
             raise ConfigurationError("bubblewrap is needed to run a pod on this machine: apt-get install bubblewrap")
-        self._make_folder()
-        fresh = Folder(on_its_way(self.folder))
-        os.mkdir(fresh.path, 0o700)
-        try:
-            lease = self._fill(fresh, asked, {"pod": pod, "images": images, "bwrap": bwrap, "backoff": self.backoff})
-            try:
-                # Onto a folder that holds anything, the kernel renames nothing: whoever comes second is told so.
-                os.rename(fresh.path, os.path.join(self.folder, asked.name))
-            except OSError:
-                os.close(lease)
-                raise ConfigurationError(f"there is a pod {asked.name} already; stop it, or give this one another name") from None
-        except BaseException:
-            discard(fresh.path)
-            raise
-        self._lead(Folder(os.path.join(self.folder, asked.name)), lease)
-
-    def list(self) -> list[Status]:
-        """Return the pods that are there, by name."""
-        found = []
-        with suppress(FileNotFoundError):
-            for name in sorted(os.listdir(self.folder)):
-                if is_name(name):
-                    with suppress(SourceMissing):  # which was removed meanwhile
-                        found.append(self.status(name))
-        return found
-
-    def status(self, name: str) -> Status:
-        """Return how a pod stands."""
-        return self._pod(name).status()
-
-    def wait(self, name: str, timeout: float | None = None) -> Status:
-        """Return when a pod has ended."""
-        pod = self._pod(name)
-        if not pod.wait(timeout):
-            raise DeadlinePassed(f"pod {name} has not ended within {timeout:g} s", name)
-        return pod.status()
-
-    def logs(self, name: str, container: str, *, follow: bool = False) -> Iterator[bytes]:
-        """Yield what a container wrote; to `follow` is to go on until it has ended for good."""
-        pod = self._pod(name)
-        names = [each.name for each in pod.status().containers]
-        if container not in names:
-            raise SourceMissing(f"there is no container {container} in pod {name}", names)
-        return _follow(pod, container) if follow else _read(pod, container)
-
-    def stop(self, name: str, grace: float | None = None) -> Status:
-        """End a pod, remove all that is of it, and return how it ended."""
-        pod = self._pod(name)
-        supervisor = pod.supervisor()
-        if supervisor is not None:
-            try:
-                if grace is not None:
-                    pod.write("grace.json", grace)
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-                given = read_pod(pod.read("pod.json")["pod"]).grace if grace is None else grace
-                if not select.select([supervisor], [], [], given + _PATIENCE)[0]:
-                    signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-                    pod.wait()
-            finally:
-                os.close(supervisor)
-        status = pod.status()
-        pod.remove()
-        return status
-
-    # --- beginning
+        engine = "sidecar.session.sandboxed"
+        self._begin(asked, {"pod": pod, "engine": engine, "backoff": self.backoff, "images": images, "bwrap": bwrap})
 
     def _images(self, pod: Pod) -> dict[str, str]:
         """Return the directories of a pod's images; ParametersError with all that are missing, and with what a hostPath lacks."""
@@ -146,107 +69,3 @@ class LocalRunner:
             except OSError as error:
                 raise Unreachable(f"{each.source} cannot be made: {error.strerror}") from None
         return found
-
-    def _make_folder(self) -> None:
-        try:
-            os.makedirs(os.path.dirname(self.folder), exist_ok=True)
-            with suppress(FileExistsError):
-                os.mkdir(self.folder, 0o700)
-            about = os.lstat(self.folder)
-        except OSError as error:
-            raise Unreachable(f"pods cannot be kept in {self.folder}: {error.strerror}") from None
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
-            raise ConfigurationError(
-                f"pods cannot be kept in {self.folder}: expected a directory of this user's alone (mode 0700)"
-            )
-
-    def _fill(self, fresh: Folder, pod: Pod, asked: object) -> int:
-        """Put all into a pod's folder that is there from its beginning; return its lease, which is held."""
-        for path in (fresh.layer, *(os.path.join(fresh.path, each) for each in ("logs", "volumes"))):
-            os.mkdir(path, 0o700)
-        for name, volume in pod.volumes.items():
-            if volume.kind == "empty":
-                os.mkdir(fresh.volume(name), 0o700)
-        everybody = [each.name for each in (*pod.inits, *pod.programs)]
-        for path in (*map(fresh.log, everybody), os.path.join(fresh.path, "supervisor.log")):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        fresh.write("pod.json", asked)
-        fresh.publish(Status(pod.name, pod.session, "Pending", tuple(Container(each, "waiting") for each in everybody)))
-        return fresh.take_lease()
-
-    def _lead(self, pod: Folder, lease: int) -> None:
-        """Have a process of its own lead the pod: in its own session, without a terminal, with nothing of ours but the lease."""
-        try:
-            with open(os.path.join(pod.path, "supervisor.log"), "ab") as log:
-                ran = subprocess.run(
-                    [sys.executable, "-P", "-c", _SUPERVISE, pod.path, str(lease)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    cwd="/",
-                    start_new_session=True,
-                    pass_fds=(lease,),
-                    check=False,
-                )
-        except OSError as error:
-            raise self._undone(pod, error.strerror) from None
-        finally:
-            os.close(lease)
-        if ran.returncode:
-            raise self._undone(pod, pod.status().reason)
-
-    def _undone(self, pod: Folder, why: str | None) -> Unreachable:
-        pod.remove()
-        return Unreachable(f"pod {pod.name} cannot be begun: {why}")
-
-    def _pod(self, name: str) -> Folder:
-        # A name becomes a path: what can be none of a pod is none.
-        if not is_name(name) or not os.path.isdir(os.path.join(self.folder, name)):
-            raise SourceMissing(f"there is no pod {name}", [each for each in self._names() if is_name(each)])
-        return Folder(os.path.join(self.folder, name))
-
-    def _names(self) -> tuple[str, ...]:
-        with suppress(FileNotFoundError):
-            return tuple(sorted(os.listdir(self.folder)))
-        return ()
-
-
-# --- logs --------------------------------------------------------------------------------------------------------------
-
-
-def _read(pod: Folder, container: str) -> Iterator[bytes]:
-    with open(pod.log(container), "rb", buffering=0) as file:
-        while data := file.read(_CHUNK):
-            yield data
-
-
-def _follow(pod: Folder, container: str) -> Iterator[bytes]:
-    changes = linux.inotify_init()
-    supervisor = pod.supervisor()
-    watched = [changes] if supervisor is None else [changes, supervisor]
-    try:
-        with open(pod.log(container), "rb", buffering=0) as file:
-            linux.inotify_add_watch(changes, os.fsencode(pod.log(container)), _IN_MODIFY)
-            linux.inotify_add_watch(changes, os.fsencode(pod.path), linux.IN_MOVED_TO)
-            ended = False
-            while True:
-                over = ended or _is_over(pod, container)
-                while data := file.read(_CHUNK):
-                    yield data
-                if over:
-                    return
-                ended = supervisor in select.select(watched, [], [])[0]
-                with suppress(BlockingIOError):
-                    os.read(changes, _CHUNK)
-    finally:
-        for fd in watched:
-            os.close(fd)
-
-
-def _is_over(pod: Folder, container: str) -> bool:
-    """Tell whether a container will write nothing any more."""
-    try:
-        status = pod.status()
-    except SourceMissing:
-        return True
-    return status.phase in ENDED or any(each.name == container and each.state == "exited" for each in status.containers)
