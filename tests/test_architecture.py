@@ -51,8 +51,8 @@ RESERVED_FOR = {
     "testing": (set(), "it is for tests, ours and others'"),
 }
 # Inside coordination, top to bottom; one line's modules do not know each other.
-# host and pod share a few lines with application, which knows neither.
-COORDINATION = (("host", "pod", "report"), ("application",), ("memory",), ("signals",), ("notation", "protocol"))
+# host shares a few lines with application, which does not know it.
+COORDINATION = (("host", "report"), ("application",), ("memory",), ("signals",), ("notation", "protocol"))
 
 # Modules that decide and touch nothing. They may import these of the standard library, each of which computes and no more
 # (shlex's split does not read; datetime has constants and arithmetic, its clock is looked for below; uuid's uuid5 is a hash); and

@@ -21,12 +21,13 @@ from sidecar.cli.entry import complain
 from sidecar.cli.start import program
 from sidecar.cli.store_option import store_option
 from sidecar.cli.view import View
-from sidecar.coordination import pod, protocol
+from sidecar.coordination import protocol
 from sidecar.coordination.protocol import APPLICATION
 from sidecar.coordination.report import Report, look
 from sidecar.coordination.signals import Directory
 from sidecar.errors import IO, UNAVAILABLE, ParametersError, Unreachable, UsageError
 from sidecar.figures import amount, counted, duration
+from sidecar.session import foreground
 from sidecar.store import Reference, parse_reference
 
 LIMITS = ("appear-timeout", "ready-timeout", "run-timeout", "save-timeout", "grace")
@@ -104,7 +105,7 @@ def _run(place: str, batteries: dict[str, list[str]], wrapper: list[str], view: 
     signals = process.SignalQueue()
     with Directory(place) as directory:
         try:
-            status = pod.run(directory, batteries, wrapper, place, signals, lambda: view.show(look(directory)))
+            status = foreground.run(directory, batteries, wrapper, place, signals, lambda: view.show(look(directory)))
         finally:
             view.close()
             signals.close()

@@ -13,13 +13,14 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from sidecar import linux
 from sidecar.errors import ConfigurationError, DeadlinePassed, SidecarError, SourceMissing, Unreachable
-from sidecar.process import SignalQueue
+from sidecar.process import SIGTERM, SignalQueue
 from sidecar.session.folder import ENDED, Folder, discard, on_its_way
 from sidecar.session.lead import Lead
 from sidecar.session.pod import Pod, is_name, read_pod
@@ -193,15 +194,19 @@ def supervise(path: str, lease: int) -> None:
     asked = folder.read("pod.json")
     pod = read_pod(asked["pod"])
     engine = importlib.import_module(asked["engine"]).engine(folder, pod, asked)
-    lead = Lead(pod, asked["backoff"])
 
-    def grace() -> float:
-        try:
-            return float(folder.read("grace.json"))
-        except SidecarError:
-            return pod.grace
+    def heard(supervisor: Supervisor, number: int) -> None:
+        if number == SIGTERM:
+            supervisor.lead.end(time.monotonic(), _grace(folder, pod))
 
-    Supervisor(lead, engine, folder.log, folder.publish, grace, SignalQueue()).run()
+    Supervisor(Lead(pod, asked["backoff"]), engine, folder.log, SignalQueue(), heard, folder.publish).run()
+
+
+def _grace(folder: Folder, pod: Pod) -> float:
+    try:
+        return float(folder.read("grace.json"))
+    except SidecarError:
+        return pod.grace
 
 
 # --- logs --------------------------------------------------------------------------------------------------------------

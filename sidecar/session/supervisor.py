@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sidecar.errors import SidecarError
-from sidecar.process import SIGCHLD, SIGTERM, Child, SignalQueue, reap
+from sidecar.process import SIGCHLD, Child, SignalQueue, reap
 from sidecar.session.lead import Lead, Life
 from sidecar.session.pod import Program
 from sidecar.session.runner import Status
@@ -55,21 +55,21 @@ class Engine(Protocol):
 
 
 class Supervisor:
-    """Leads a pod. `log` is the path of a container's log, `publish` is told when the pod stands otherwise than before,
-    `grace` says how long its programs have when SIGTERM asks for the end of the pod."""
+    """Leads a pod. `log` is the path of a container's log; `heard` is told each signal that comes, `publish` how the pod stands
+    whenever that is otherwise than before."""
 
     def __init__(
         self,
         lead: Lead,
         engine: Engine,
         log: Callable[[str], str],
-        publish: Callable[[Status], None],
-        grace: Callable[[], float],
         signals: SignalQueue,
+        heard: Callable[[Supervisor, int], None],
+        publish: Callable[[Status], None] = lambda _: None,
     ) -> None:
         self.lead, self.engine, self.signals = lead, engine, signals
         self.running: dict[str, Begun] = {}
-        self._log, self._publish, self._grace = log, publish, grace
+        self._log, self._heard, self._publish = log, heard, publish
         self._last: Status | None = None
 
     @property
@@ -102,8 +102,8 @@ class Supervisor:
 
     def _notice(self) -> None:
         came = self.signals.drain()
-        if SIGTERM in came:
-            self.lead.end(time.monotonic(), self._grace())
+        for number in came:
+            self._heard(self, number)
         for begun in self.running.values():
             begun.listen()
         if SIGCHLD in came:
