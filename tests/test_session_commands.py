@@ -80,6 +80,31 @@ def test_a_battery_is_woven_in_with_its_parameters(place: Path) -> None:
     assert shared == [mount["name"] for mount in battery["volumeMounts"] if mount["mountPath"] == "/input"]
 
 
+def test_a_session_without_artifacts_runs_the_command_behind_the_dashes(place: Path) -> None:
+    words = ("sh", "-c", "echo --image $HOME")
+    ran = run(place, "compose", "--image", "example/any", "--read-only", "--grace", "2m", "--", *words)
+    assert ran.returncode == 0, ran.stderr
+    spec = yaml.safe_load(ran.stdout)["spec"]
+    (application,) = spec["containers"]
+    assert application["command"] == ["sh", "-c", "echo --image $$HOME"]
+    assert application["securityContext"]["readOnlyRootFilesystem"] is True
+    assert spec["terminationGracePeriodSeconds"] == 130
+    assert "initContainers" not in spec
+
+
+def test_bundles_are_mounted_and_batteries_are_native_where_that_is_asked_for(place: Path) -> None:
+    (place / "fuse.yaml").write_text(BUNDLES.replace("/input", "/input/in"))
+    ran = run(place, "compose", "--image", "any", "--battery", "fuse=fuse.yaml", "--mount", "--native-sidecars", "--", "true")
+    assert ran.returncode == 0, ran.stderr
+    spec = yaml.safe_load(ran.stdout)["spec"]
+    battery, (application,) = spec["initContainers"][-1], spec["containers"]
+    assert (battery["restartPolicy"], battery["securityContext"]["privileged"]) == ("Always", True)
+    assert "--native" in battery["command"]
+    assert "--rejoin-timeout" in application["command"]
+    propagation = [mount.get("mountPropagation") for mount in (*battery["volumeMounts"], *application["volumeMounts"])]
+    assert [each for each in propagation if each] == ["Bidirectional", "HostToContainer"]
+
+
 def test_an_executable_that_is_not_run_is_warned_of_on_stderr(place: Path) -> None:
     assert composed(place).stderr == ""
     with (place / "catalog.yaml").open("a") as file:
@@ -100,6 +125,7 @@ def test_an_executable_that_is_not_run_is_warned_of_on_stderr(place: Path) -> No
         (("--battery", "fuse=fuse.yaml", "--store", "gs://b", "--store-claim", "c"), 65, "store that is a directory"),
         (("--catalog", "missing.yaml"), 2, "missing.yaml cannot be read"),
         (("--user", "me"), 2, "--user expects a number"),
+        (("--", "true"), 65, "session: command: expected none where there are artifacts"),
         (("--launch", "all"), 2, "is not one of"),
     ],
 )

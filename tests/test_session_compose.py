@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sidecar.batteries.companion import Around, fuse, literal, postgres
+from sidecar.batteries.companion import Around, Companion, fuse, literal, postgres
 from sidecar.errors import ParametersError
 from sidecar.parameters.dictionary import decode
 from sidecar.session.artifact import Artifact, Port
 from sidecar.session.catalog import find, read_catalog
-from sidecar.session.compose import Options, compose
+from sidecar.session.compose import Options, Session, compose
 from sidecar.session.place import CLOSED, below, clashes, mount_path
 from sidecar.session.plan import Plan, plan
 from sidecar.session.variables import LIMIT, Variables
@@ -47,15 +48,16 @@ artifacts:
 IDS = ("viewer@1.4", "gdb@13", "streamer@7")
 PROGRAM = Artifact("example/program:1", mount_path="/opt/program", executable="bin/run")
 AROUND = Around("/sidecar/coordination", "file:///store", "store")
-FUSE = fuse(
-    "bundles: [{name: in, srcPath: /input, srcRepo: weather, srcLabel: latest},\n"
-    "{name: out, destPath: /output, destRepo: results, destMessage: $(x) it's}]",
-    "fuse.yaml",
-    AROUND,
-)
-POSTGRES = postgres(
-    "databases: [{name: db1, pgPort: 5430, owner: u, databases: [shop]}, {name: db2, pgPort: 5431, owner: u}]", "pg.yaml", AROUND
-)
+BUNDLES = """\
+bundles: [{name: in, srcPath: /input, srcRepo: weather, srcLabel: latest},
+{name: out, destPath: /output, destRepo: results, destMessage: $(x) it's}]
+"""
+DATABASES = "databases: [{name: db1, pgPort: 5430, owner: u, databases: [shop]}, {name: db2, pgPort: 5431, owner: u}]"
+FUSE = fuse(BUNDLES, "fuse.yaml", AROUND)
+POSTGRES = postgres(DATABASES, "pg.yaml", AROUND)
+MOUNTING = fuse(BUNDLES.replace("/input", "/input/weather"), "fuse.yaml", replace(AROUND, mount=True))
+NATIVE = replace(AROUND, native=True)
+COMMAND = ("python3", "-c", "print('$(HOME) {}')")
 
 
 def catalog() -> dict[str, Artifact]:
@@ -75,7 +77,7 @@ def planned(*artifacts: Artifact, **how: Any) -> Plan:
 
 # --- whole pods --------------------------------------------------------------------------------------------------------
 
-PODS = {
+PODS: dict[str, tuple[tuple[str, ...], tuple[Companion, ...], Options]] = {
     "one": (IDS[2:], (), Options()),
     "two": ((IDS[0], IDS[2]), (), Options()),
     "three": (IDS, (), Options()),
@@ -84,13 +86,21 @@ PODS = {
     "three-and-both-batteries": (IDS, (FUSE, POSTGRES), Options()),
     "one-and-postgres": (IDS[2:], (POSTGRES,), Options()),
     "three-and-fuse-as-image-volumes": (IDS, (FUSE,), Options(delivery="image", user=None)),
+    "three-and-native-sidecars": (IDS, (fuse(BUNDLES, "fuse.yaml", NATIVE), postgres(DATABASES, "pg.yaml", NATIVE)), Options()),
+    "command": ((), (), Options(read_only=True)),
+    "command-and-fuse": ((), (FUSE,), Options(grace=120)),
+    "command-and-a-mount": ((), (MOUNTING,), Options(read_only=True)),
 }
 every_pod = pytest.mark.parametrize("name", PODS)
 
 
-def pod(name: str) -> dict[str, Any]:
+def session(name: str) -> Session:
     ids, batteries, options = PODS[name]
-    return compose("example/base:12", find(catalog(), ids), batteries, options).pod
+    return compose("example/base:12", find(catalog(), ids), batteries, options, command=() if ids else COMMAND)
+
+
+def pod(name: str) -> dict[str, Any]:
+    return session(name).pod
 
 
 @every_pod
@@ -371,7 +381,50 @@ def test_a_bad_request_is_told_whole_and_with_its_places() -> None:
 
 
 def test_a_session_of_nothing_is_refused() -> None:
-    assert faults() == ["session: artifacts: expected at least one artifact"]
+    assert faults() == ["session: artifacts: expected at least one artifact, or a command"]
+
+
+def test_artifacts_and_a_command_are_refused() -> None:
+    assert faults(PROGRAM, command=["true"]) == [
+        "session: command: expected none where there are artifacts: the last one says what runs"
+    ]
+
+
+@pytest.mark.parametrize(("command", "place"), [(["", "x"], "command[0]"), (["echo", "a\0b"], "command[1]")])
+def test_a_command_that_cannot_be_run_is_refused(command: list[str], place: str) -> None:
+    (fault,) = faults(command=command)
+    assert fault.startswith(f"session: {place}: expected")
+
+
+def test_a_command_is_run_as_it_is_by_an_image_that_need_hold_no_bash() -> None:
+    words = ["/program", "two words", "it's", "", "two\nlines"]
+    (application,) = compose("example/program", (), command=words).pod["spec"]["containers"]
+    assert application["command"] == words
+    assert "args" not in application
+    application = compose("example/program", (), [FUSE], command=words).pod["spec"]["containers"][0]
+    assert (application["command"][-1], application["args"]) == ("--", words)
+
+
+def test_batteries_whose_directories_lie_in_each_other_are_refused_for_a_command_too() -> None:
+    inner = fuse("bundles: [{name: in, srcPath: /output/x, srcRepo: r, srcLabel: l}]", "other.yaml", AROUND)
+    with pytest.raises(ParametersError, match="/output/x lies in /output"):
+        compose("base", (), [FUSE, inner], command=["true"])
+
+
+def test_a_bundle_is_mounted_in_a_folder_of_a_volume() -> None:
+    with pytest.raises(ParametersError, match="expected a path like /input/input, not '/input'"):
+        fuse(BUNDLES, "fuse.yaml", replace(AROUND, mount=True))
+
+
+def test_what_is_only_saved_needs_no_privilege_where_bundles_are_mounted() -> None:
+    document = "bundles: [{name: out, destPath: /output, destRepo: results, destMessage: m}]"
+    assert fuse(document, "fuse.yaml", replace(AROUND, mount=True)) == fuse(document, "fuse.yaml", AROUND)
+
+
+def test_two_bundles_in_one_folder_are_mounted_on_one_volume() -> None:
+    document = "bundles: [{name: a, srcPath: /in/a, srcRepo: r, srcLabel: l}, {name: b, srcPath: /in/b, srcRepo: r, srcLabel: l}]"
+    found = fuse(document, "fuse.yaml", replace(AROUND, mount=True))
+    assert (found.shared, found.mounted) == (("/in",), ("/in",))
 
 
 def test_an_artifact_that_is_not_in_the_catalog_is_told_with_what_was_meant() -> None:

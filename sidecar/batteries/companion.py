@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sidecar.errors import Fault, ParametersError
@@ -23,11 +23,21 @@ from sidecar.parameters.postgres import PostgresFlags, postgres_options
 Manifest = dict[str, Any]
 
 HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+# Kubernetes passes mounts on to other containers from privileged ones only, and mount(2) is root's.
+MOUNTING = {"privileged": True, "runAsUser": 0, "runAsNonRoot": False, "readOnlyRootFilesystem": True}
+
+
+_SMALLER = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+_LARGER = {"requests": {"cpu": "200m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
 @dataclass(frozen=True)
 class Around:
-    """What a battery finds in the pod: where participants meet, the store's URL and, for one below /, the claim of its volume."""
+    """What a battery finds in the pod: where participants meet, the store's URL and, for one below /, the claim of its volume.
+
+    `mount`: bundles are to be mounted, not downloaded. `native`: the battery is to be a native sidecar, an initContainer with
+    restartPolicy Always, which is what makes it one for the composer, too.
+    """
 
     coordination: str
     store: str = ""
@@ -36,17 +46,22 @@ class Around:
     tag: str = "latest"
     pull: str = "IfNotPresent"
     grace: int = 50
+    mount: bool = False
+    native: bool = False
 
 
 @dataclass(frozen=True)
 class Companion:
     """A battery's container in a session: its manifest, the volumes that are its own, the paths that it shares with the
-    application (which, like the coordination directory, need no volume of its own), and what the wrapper is told of it."""
+    application (which, like the coordination directory, need no volume of its own), and what the wrapper is told of it.
+
+    `mounted` are those of the shared paths below which it mounts something that the application is to see."""
 
     container: Manifest
     volumes: tuple[Manifest, ...] = ()
     shared: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    mounted: tuple[str, ...] = ()
 
 
 def literal(text: str) -> str:
@@ -57,13 +72,39 @@ def literal(text: str) -> str:
 def fuse(document: str, name: str, around: Around) -> Companion:
     """Return the fuse battery whose parameters `document` says; ParametersError, in which it is called `name`.
 
-    Bundles are downloaded: a mount that other containers see would need a privileged container.
+    Bundles are downloaded, unless they are to be mounted: a mount that other containers see needs a privileged container.
     """
     configured = fuse_options(FuseFlags(coordination=around.coordination), {"dm_fuse_params": _path(name)}, lambda _: document)
     options = configured.options
-    shared = [source.path for source in options.sources] + [destination.path for destination in options.destinations]
-    container = _container("fuse", "fuse-sidecar", ["wrap_datamon", "--populate"], fuse_variables(configured), around)
-    return _with_store(Companion(container, shared=tuple(shared), flags=("-b", "fuse")), around)
+    sources, outputs = [each.path for each in options.sources], [each.path for each in options.destinations]
+    mounted: list[str] = []
+    # Root's files in the store, too, can be written by the group that fsGroup gives the volume to.
+    command = ["sh", "-c", 'umask 0002 && exec wrap_datamon "$@"', "wrap_datamon"]
+    if around.mount and sources:
+        sources = mounted = _above(sources, name)
+    else:
+        command = ["wrap_datamon", "--populate"]
+    container = _container("fuse", "fuse-sidecar", command, fuse_variables(configured), around, _SMALLER)
+    if mounted:
+        container["securityContext"] = MOUNTING
+    companion = Companion(container, shared=(*sources, *outputs), flags=("-b", "fuse"), mounted=tuple(mounted))
+    return _with_store(companion, around)
+
+
+def _above(sources: Sequence[str], name: str) -> list[str]:
+    """Return the folders in which there are mounts; ParametersError where one would be that of the container.
+
+    Not a mount on the volume itself: a container that begins later would be given what is mounted there, not the volume, and see
+    nothing of the next life's mount.
+    """
+    faults = [
+        Fault(name, "srcPath", f"a bundle is mounted in a folder of a volume: expected a path like /input{each}, not {each!r}")
+        for each in sources
+        if posixpath.dirname(each) == "/"
+    ]
+    if faults:
+        raise ParametersError(faults)
+    return list(dict.fromkeys(map(posixpath.dirname, sources)))
 
 
 def postgres(document: str, name: str, around: Around) -> Companion:
@@ -72,7 +113,7 @@ def postgres(document: str, name: str, around: Around) -> Companion:
     configured = postgres_options(flags, {}, lambda _: document)
     databases = configured.options.databases
     folders = dict.fromkeys(posixpath.dirname(each.data_dir) for each in databases)
-    container = _container("postgres", "pg-sidecar", ["wrap_datamon_pg"], postgres_variables(configured), around)
+    container = _container("postgres", "pg-sidecar", ["wrap_datamon_pg"], postgres_variables(configured), around, _LARGER)
     names = {folder: f"databases-{number}" for number, folder in enumerate(folders, 1)}
     mounts = [{"name": names[folder], "mountPath": folder} for folder in folders]
     volumes = tuple({"name": each, "emptyDir": {}} for each in names.values())
@@ -85,17 +126,21 @@ def _path(name: str) -> str:
     return "parameters" if is_inline(name) else name
 
 
-def _container(name: str, image: str, command: Sequence[str], variables: Mapping[str, str], around: Around) -> Manifest:
+def _container(
+    name: str, image: str, command: Sequence[str], variables: Mapping[str, str], around: Around, resources: Manifest
+) -> Manifest:
     store = {"SIDECAR_STORE": around.store} if around.store else {}
-    return {
+    native = ["--native"] if around.native else []
+    container: Manifest = {
         "name": name,
         "image": f"{around.images}/{image}:{around.tag}",
         "imagePullPolicy": around.pull,
-        "command": [*command, "-c", around.coordination, "--grace", f"{around.grace}s"],
+        "command": [*command, "-c", around.coordination, "--grace", f"{around.grace}s", *native],
         "env": [{"name": key, "value": literal(value)} for key, value in {**variables, **store}.items()],
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+        "resources": resources,
         "securityContext": HARDENED,
     }
+    return {**container, "restartPolicy": "Always"} if around.native else container
 
 
 def _with_store(companion: Companion, around: Around) -> Companion:
@@ -108,6 +153,4 @@ def _with_store(companion: Companion, around: Around) -> Companion:
         raise ParametersError([Fault("session", "store", problem)])
     mounts = [*companion.container.get("volumeMounts", ()), {"name": "store", "mountPath": path}]
     volume = {"name": "store", "persistentVolumeClaim": {"claimName": around.claim}}
-    return Companion(
-        {**companion.container, "volumeMounts": mounts}, (*companion.volumes, volume), companion.shared, companion.flags
-    )
+    return replace(companion, container={**companion.container, "volumeMounts": mounts}, volumes=(*companion.volumes, volume))

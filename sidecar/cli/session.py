@@ -5,6 +5,7 @@ Each command parses, makes one call of sidecar.session, and prints: the manifest
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import uuid
@@ -44,11 +45,11 @@ def session() -> None:
 def _request(function: Function) -> Function:
     """Give a command the options that say what is in a session; its argument `asked` holds them."""
     options = [
-        click.option("--image", metavar="IMAGE", required=True, help="The base image; it has /bin/bash."),
-        click.option("--catalog", "catalogs", metavar="FILE", multiple=True, required=True, help="What ids mean; repeatable."),
         click.option(
-            "--artifact", "artifacts", metavar="ID", multiple=True, required=True, help="An artifact, in its order; repeatable."
+            "--image", metavar="IMAGE", required=True, help="The base image; it has /bin/bash where there are artifacts."
         ),
+        click.option("--catalog", "catalogs", metavar="FILE", multiple=True, help="What ids mean; repeatable."),
+        click.option("--artifact", "artifacts", metavar="ID", multiple=True, help="An artifact, in its order; repeatable."),
         click.option(
             "--battery", "batteries", metavar="KIND=FILE", multiple=True, help="A battery, and its parameters: fuse=fuse.yaml."
         ),
@@ -58,6 +59,13 @@ def _request(function: Function) -> Function:
         click.option(
             "--store-claim", "claim", metavar="NAME", default="", help="The PersistentVolumeClaim that a file:// store is on."
         ),
+        click.option(
+            "--mount", is_flag=True, help="Bundles are mounted, not downloaded: that battery's container is privileged."
+        ),
+        click.option("--native-sidecars", "native", is_flag=True, help="Batteries are initContainers that are restarted."),
+        click.option(
+            "--grace", type=Seconds(), metavar="T", default="50s", show_default=True, help="What ending and saving may take."
+        ),
         click.option("--launch", type=click.Choice(LAUNCHES), default="last", show_default=True, help="Whose programs are run."),
         click.option(
             "--delivery", type=click.Choice(DELIVERIES), help="How files get there.  [default: copy; image on this machine]"
@@ -65,12 +73,14 @@ def _request(function: Function) -> Function:
         click.option(
             "--user", metavar="UID", default="10001", show_default=True, help="Who all containers run as; `image`: as it says."
         ),
+        click.option("--read-only", is_flag=True, help="The application's root is read-only."),
         click.option(
             "--id", "session_id", metavar="ID", default="", help="The session's id.  [default: follows from what is in it]"
         ),
         click.option(
             "--images", metavar="PREFIX", default="localhost/sidecar", show_default=True, help="Where our own images are."
         ),
+        click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARG...]"),
     ]
     for option in reversed(options):
         function = option(function)
@@ -79,8 +89,10 @@ def _request(function: Function) -> Function:
 
 def _composed(asked: Mapping[str, Any], delivery: Delivery, session_id: str) -> Session:
     """Return the session that is asked for, and tell its warnings."""
-    options = Options(asked["launch"], delivery, _user(asked["user"]), wrapper=f"{asked['images']}/wrapper:{__version__}")
-    around = Around(COORDINATION, asked["store"], asked["claim"], asked["images"], __version__, grace=options.grace - 10)
+    wrapper, grace = f"{asked['images']}/wrapper:{__version__}", math.ceil(asked["grace"])
+    options = Options(asked["launch"], delivery, _user(asked["user"]), grace + 10, wrapper=wrapper, read_only=asked["read_only"])
+    where = (COORDINATION, asked["store"], asked["claim"], asked["images"], __version__)
+    around = Around(*where, grace=grace, mount=asked["mount"], native=asked["native"])
     found = compose_session(
         asked["image"],
         find(_catalog(asked["catalogs"]), asked["artifacts"]),
@@ -88,6 +100,7 @@ def _composed(asked: Mapping[str, Any], delivery: Delivery, session_id: str) -> 
         options,
         session=session_id,
         names=asked["artifacts"],
+        command=asked["command"],
     )
     for warning in found.warnings:
         complain("sidecar", f"warning: {warning}")
@@ -110,7 +123,10 @@ Example:  sidecar session compose --image base:12 --catalog catalog.yaml --artif
     help="The pod; a WorkflowTemplate of Argo's; or what whoever asked is told: ports, log directories.",
 )
 def compose(output: str, session_id: str, delivery: Delivery | None, **asked: Any) -> None:
-    """Print the pod of a session: the same request is the same pod, byte by byte. Python: sidecar.session.compose.compose."""
+    """Print the pod of a session: the same request is the same pod, byte by byte. Python: sidecar.session.compose.compose.
+
+    Without artifacts the image runs CMD.
+    """
     _print(_composed(asked, delivery or "copy", session_id), output)
 
 

@@ -1,8 +1,9 @@
 """The pod of a session, as the plain data that Kubernetes takes: from a base image, artifacts, batteries and options. Pure.
 
     the artifacts' volumes    each filled by an initContainer, which is the artifact's own image, or each an image volume
-    application               the base image, the artifacts mounted, and `/bin/bash -c` with what they run
-    the batteries             beside it; the application's command is wrapped then, and waits for them
+    application               the base image, the artifacts mounted, and `/bin/bash -c` with what they run; or, where there are
+                              none, a command, which needs no bash
+    the batteries             beside it, or as native sidecars; the application's command is wrapped then, and waits for them
 
 An artifact's image need hold no shell and no `cp`: the portable wrapper, which the first initContainer leaves on a volume, copies
 the image's files. Kubernetes expands `$(NAME)` in commands and environments, so every `$` of ours is doubled there.
@@ -31,12 +32,17 @@ _TARGET = "/sidecar/artifact"
 # What the wrapper needs to copy whatever there is; and what it occupies, and what is said in a coordination directory.
 _SMALL = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}}
 _WRAPPER_SIZE, _COORDINATION_SIZE = "32Mi", "16Mi"
+# How long the application waits for the next life of a battery that the kubelet restarts.
+_REJOIN = "60s"
 _HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be said of a session besides what is in it. All containers run as `user`; None leaves that to the images."""
+    """What may be said of a session besides what is in it. All containers run as `user`; None leaves that to the images.
+
+    `grace` is the pod's, ten seconds of which are not the containers'. `read_only`: the application's root is.
+    """
 
     launch: Launch = "last"
     delivery: Delivery = "copy"
@@ -44,6 +50,7 @@ class Options:
     grace: int = 60
     pull: str = "IfNotPresent"
     wrapper: str = "localhost/sidecar/wrapper:latest"
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,20 @@ def compose(
     *,
     session: str = "",
     names: Sequence[str] = (),
+    command: Sequence[str] = (),
 ) -> Session:
     """Return the session of `artifacts`, in their order, on the base `image`; ParametersError with every fault.
 
+    Where there are no artifacts the `image` runs `command`, each word as it is.
+
     Without an id a `session` has one that follows from what is in it, so the same request is the same pod, byte by byte.
     """
-    session = session or session_id(image, artifacts, batteries, options)
+    session = session or session_id(image, artifacts, batteries, options, command)
     taken = [(WRAPPER, "the wrapper"), (COORDINATION, "the coordination directory")]
     taken += [(path, f"the battery {each.container['name']}") for each in batteries for path in each.shared]
     faults = [] if image else [Fault("session", "image", "expected the base image, it is missing")]
     try:
-        found = plan(session, artifacts, launch=options.launch, taken=taken, names=names)
+        found = plan(session, artifacts, launch=options.launch, taken=taken, names=names, command=command)
     except ParametersError as error:
         raise ParametersError([*faults, *error.faults]) from None
     if faults:
@@ -96,9 +106,11 @@ def compose(
     return Session(session, _pod(session, image, found, batteries, options), found.ports, found.logs, found.warnings)
 
 
-def session_id(image: str, artifacts: Sequence[Artifact], batteries: Sequence[Companion], options: Options) -> str:
+def session_id(
+    image: str, artifacts: Sequence[Artifact], batteries: Sequence[Companion], options: Options, command: Sequence[str] = ()
+) -> str:
     """Return the id that follows from what is in a session."""
-    said = json.dumps([image, artifacts, batteries, options], default=lambda each: vars(each), sort_keys=True)
+    said = json.dumps([image, artifacts, batteries, options, command], default=lambda each: vars(each), sort_keys=True)
     return str(uuid.uuid5(uuid.NAMESPACE_OID, said))
 
 
@@ -106,7 +118,8 @@ def session_id(image: str, artifacts: Sequence[Artifact], batteries: Sequence[Co
 
 
 def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], options: Options) -> Manifest:
-    wrapped, copied, shared = bool(batteries), options.delivery == "copy", _shared(batteries)
+    wrapped, shared = bool(batteries), _shared(batteries)
+    copied = bool(found.placed) and options.delivery == "copy"
     volumes = [_empty("wrapper", sizeLimit=_WRAPPER_SIZE)] if wrapped or copied else []
     if wrapped:
         volumes.append(_empty("coordination", medium="Memory", sizeLimit=_COORDINATION_SIZE))
@@ -118,6 +131,7 @@ def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], 
     inits = [_install(options)] if wrapped or copied else []
     if copied:
         inits += [_copy(each, options) for each in found.placed]
+    beside = [_companion(each, shared) for each in batteries]
     spec: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": options.grace,
@@ -125,8 +139,8 @@ def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], 
         "enableServiceLinks": False,
         "securityContext": _security(options),
         "volumes": volumes,
-        "initContainers": inits,
-        "containers": [_application(image, found, batteries, options), *(_companion(each, shared) for each in batteries)],
+        "initContainers": inits + [each for each in beside if _is_native(each)],
+        "containers": [_application(image, found, batteries, options)] + [each for each in beside if not _is_native(each)],
     }
     labels = {
         "app.kubernetes.io/name": "session",
@@ -150,34 +164,49 @@ def _security(options: Options) -> Manifest:
 
 
 def _application(image: str, found: Plan, batteries: Sequence[Companion], options: Options) -> Manifest:
-    command = ["/bin/bash", "-c"]
+    command, arguments = ([], list(found.command)) if found.command else (["/bin/bash", "-c"], [found.script])
     mounts = []
     if batteries:
         flags = [flag for each in batteries for flag in each.flags]
+        if any(_is_native(each.container) for each in batteries):
+            flags += ["--rejoin-timeout", _REJOIN]
         command = [f"{WRAPPER}/wrap_application", "-c", COORDINATION, *flags, "--grace", f"{options.grace - 10}s", "--", *command]
         mounts += [_mount("wrapper", WRAPPER, readOnly=True), _mount("coordination", COORDINATION)]
+    elif found.command:
+        command, arguments = arguments, []
     mounts += [mount for each in found.placed for mount in _mounts(each, options)]
     mounts += [_mount(_log_name(log), log.path) for log in found.logs]
-    mounts += [_mount(name, path) for path, name in _shared(batteries).items()]
+    mounted = {path for each in batteries for path in each.mounted}
+    mounts += [
+        _mount(name, path, **({"mountPropagation": "HostToContainer"} if path in mounted else {}))
+        for path, name in _shared(batteries).items()
+    ]
     container: Manifest = {
         "name": APPLICATION,
         "image": image,
         "imagePullPolicy": options.pull,
-        "command": command,
-        "args": [literal(found.script)],
+        "command": [literal(word) for word in command],
+        "args": [literal(word) for word in arguments],
         "env": [{"name": name, "value": literal(value)} for name, value in found.environment],
         "ports": [
             {**({"name": o.port.name} if o.port.name else {}), "containerPort": o.port.number, "protocol": o.port.protocol}
             for o in found.ports
         ],
-        "securityContext": _HARDENED,
+        "securityContext": {**_HARDENED, "readOnlyRootFilesystem": True} if options.read_only else _HARDENED,
         "volumeMounts": mounts,
     }
     return {key: value for key, value in container.items() if value != []}
 
 
+def _is_native(container: Manifest) -> bool:
+    return container.get("restartPolicy") == "Always"
+
+
 def _companion(battery: Companion, shared: Mapping[str, str]) -> Manifest:
-    mounts = [_mount("coordination", COORDINATION), *(_mount(shared[path], path) for path in battery.shared)]
+    mounts = [_mount("coordination", COORDINATION)]
+    for path in battery.shared:
+        passed_on = {"mountPropagation": "Bidirectional"} if path in battery.mounted else {}
+        mounts.append(_mount(shared[path], path, **passed_on))
     return {**battery.container, "volumeMounts": [*mounts, *battery.container.get("volumeMounts", ())]}
 
 

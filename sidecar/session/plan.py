@@ -65,7 +65,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Plan:
-    """The container of a session: what is where in it, and what it runs, as bash reads it."""
+    """The container of a session: what is where in it, and what it runs: `command` as it is, or `script` as bash reads it."""
 
     placed: tuple[Placed, ...]
     ports: tuple[Opened, ...]
@@ -73,6 +73,7 @@ class Plan:
     logs: tuple[Log, ...]
     script: str
     warnings: tuple[str, ...]
+    command: tuple[str, ...] = ()
 
 
 def plan(
@@ -82,15 +83,21 @@ def plan(
     launch: Launch = "last",
     taken: Iterable[tuple[str, str]] = (),
     names: Sequence[str] = (),
+    command: Sequence[str] = (),
 ) -> Plan:
     """Return what becomes of `artifacts` in the session with this id; ParametersError with every fault and its place.
 
     `taken` are mounts that are there besides: the path and whose it is. `names` are what whoever asked calls the artifacts, for
-    messages alone.
+    messages alone. `command` is what a session without artifacts runs.
     """
     faults: list[Fault] = []
+    if artifacts and command:
+        problem = "expected none where there are artifacts: the last one says what runs"
+        raise_any([Fault("session", "command", problem)])
+    if command:
+        return _of_command(command, taken)
     if not artifacts:
-        raise_any([Fault("session", "artifacts", "expected at least one artifact")])
+        raise_any([Fault("session", "artifacts", "expected at least one artifact, or a command")])
     labels = [names[i] if i < len(names) else each.reference for i, each in enumerate(artifacts)]
     wheres = [f"artifact {number} ({label})" for number, label in enumerate(labels, 1)]
     placing = _Placing(session, faults)
@@ -119,6 +126,19 @@ def plan(
         f"{where}: its executable is not run; only the last artifact's is (launch: each runs all)" for where in ignored
     )
     return Plan(tuple(placed), ports, environment, logs, script(placed, launch), warnings)
+
+
+def _of_command(command: Sequence[str], taken: Iterable[tuple[str, str]]) -> Plan:
+    faults = [
+        Fault("session", f"command[{number}]", "expected a text without the character NUL")
+        for number, word in enumerate(command)
+        if "\0" in word
+    ]
+    if not command[0]:
+        faults.append(Fault("session", "command[0]", "expected the program that the session runs"))
+    _check_mounts([], [], taken, faults)
+    raise_any(faults)
+    return Plan((), (), (), (), "", (), tuple(command))
 
 
 def script(placed: Sequence[Placed], launch: Launch) -> str:
