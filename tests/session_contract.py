@@ -38,7 +38,7 @@ def pod(*containers: Manifest, inits: tuple[Manifest, ...] = (), name: str = "",
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name or f"pod-{uuid.uuid4()}", "labels": {"app.kubernetes.io/instance": "of the tests"}},
+        "metadata": {"name": name or f"pod-{uuid.uuid4()}", "labels": {"app.kubernetes.io/instance": "of-the-tests"}},
         "spec": {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": int(HANG),
@@ -114,7 +114,7 @@ class Contract:
 
     def test_a_pod_whose_containers_all_end_well_has_succeeded(self, run: Any, base: str) -> None:
         status = run(pod(container("one", base, "true"), container("two", base, "true")))
-        assert (status.phase, status.session) == ("Succeeded", "of the tests")
+        assert (status.phase, status.session) == ("Succeeded", "of-the-tests")
         assert status.containers == (Container("one", "exited", 0), Container("two", "exited", 0))
 
     @pytest.mark.parametrize("number", [1, 77, 255])
