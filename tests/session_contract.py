@@ -244,7 +244,7 @@ class Contract:
 
     def test_what_is_mounted_read_only_is(self, runner: Runner, begin: Begin, base: str) -> None:
         init = container("init", base, "echo it > /v/file", volumeMounts=[mount("v", "/v")])
-        script = "cat /v/file; echo x > /v/file || echo x > /v/new || rm -f /v/file || echo refused"
+        script = "exec 2> /dev/null; cat /v/file; echo x > /v/file || echo x > /v/new || rm -f /v/file || echo refused"
         one = container("one", base, script, volumeMounts=[mount("v", "/v", readOnly=True)])
         name = begin(pod(one, inits=(init,)))
         runner.wait(name, HANG)
@@ -261,7 +261,7 @@ class Contract:
     def test_what_is_not_read_only_has_room_to_write_and_a_root_that_is_has_none(
         self, runner: Runner, begin: Begin, base: str
     ) -> None:
-        script = "touch /tmp/x && echo written || echo refused; touch /etc/x 2>/dev/null; rm -f /tmp/x; true"
+        script = "exec 2> /dev/null; touch /tmp/x && echo written || echo refused; touch /etc/x; rm -f /tmp/x; true"
         name = begin(
             pod(
                 container("one", base, script),

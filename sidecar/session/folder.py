@@ -1,12 +1,13 @@
-"""What the local runner keeps of a pod, in a folder of the pod's name:
+"""What a runner of this machine keeps of a pod, in a folder of the pod's name:
 
-    pod.json          what was asked for: the manifest, the directories of its images
+    pod.json          what was asked for: the manifest, and what its engine is to know
     status.json       how it stands; replaced as a whole, by its supervisor alone
     lease             held (flock) by the supervisor for as long as it lives; says its process id
     supervisor.log    empty, or why the supervisor died
     logs/NAME.log     what a container wrote, in all its lives; nothing bounds it
     volumes/NAME/     one for each emptyDir
     layer/            empty; each container sees its own layer there, or nothing, and nobody else does
+    parts/N           podman's: what of a volume is mounted by itself, a link
 
 A folder comes and goes by being renamed, so that there is all of it or nothing; those whose name begins with a dot are on their
 way. The kernel lets go of a lease however its holder ends: then whatever status.json says is the last that was known.
@@ -21,6 +22,7 @@ import select
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -70,15 +72,18 @@ class Folder:
         """Tell how the pod stands."""
         self.write("status.json", asdict(status))
 
-    def status(self) -> Status:
-        """Return how the pod stands; one whose supervisor died has failed."""
+    def status(self, unled: Callable[[Container], Container] | None = None) -> Status:
+        """Return how the pod stands; one whose supervisor died has failed.
+
+        Of that, `unled` tells what became of each container; unless it is given, they died with it.
+        """
         alive = self.is_led()
         # Read after asking: a supervisor says how it ended, and then lets go.
         said = self.read("status.json")
         status = Status(**{**said, "containers": tuple(Container(**each) for each in said["containers"])})
         if alive or status.phase in ENDED:
             return status
-        return replace(status, phase="Failed", reason=self._why(), containers=tuple(map(_dead, status.containers)))
+        return replace(status, phase="Failed", reason=self._why(), containers=tuple(map(unled or _dead, status.containers)))
 
     def _why(self) -> str:
         try:
@@ -86,7 +91,7 @@ class Folder:
                 said = file.read().strip().rpartition("\n")[2]
         except OSError:
             said = ""
-        return "its supervisor died, and its containers with it" + (f": {said}" if said else "")
+        return "its supervisor died" + (f": {said}" if said else "")
 
     # --- who leads it
 

@@ -14,16 +14,16 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from sidecar import linux
-from sidecar.errors import ConfigurationError, DeadlinePassed, SidecarError, SourceMissing, Unreachable
+from sidecar.errors import ConfigurationError, DeadlinePassed, Fault, SidecarError, SourceMissing, Unreachable
 from sidecar.process import SIGTERM, SignalQueue
 from sidecar.session.folder import ENDED, Folder, discard, on_its_way
 from sidecar.session.lead import Lead
-from sidecar.session.pod import Pod, is_name, read_pod
+from sidecar.session.pod import Pod, Terms, is_name, read_pod
 from sidecar.session.runner import Container, Status
 from sidecar.session.supervisor import Supervisor
 
@@ -53,14 +53,14 @@ class LedRunner:
 
     def status(self, name: str) -> Status:
         """Return how a pod stands."""
-        return self._pod(name).status()
+        return self._status(self._pod(name))
 
     def wait(self, name: str, timeout: float | None = None) -> Status:
         """Return when a pod has ended."""
         pod = self._pod(name)
         if not pod.wait(timeout):
             raise DeadlinePassed(f"pod {name} has not ended within {timeout:g} s", name)
-        return pod.status()
+        return self._status(pod)
 
     def logs(self, name: str, container: str, *, follow: bool = False) -> Iterator[bytes]:
         """Yield what a container wrote; to `follow` is to go on until it has ended for good."""
@@ -73,6 +73,7 @@ class LedRunner:
     def stop(self, name: str, grace: float | None = None) -> Status:
         """End a pod, remove all that is of it, and return how it ended."""
         pod = self._pod(name)
+        given = pod_of(pod.read("pod.json")).grace if grace is None else grace
         supervisor = pod.supervisor()
         if supervisor is not None:
             try:
@@ -80,25 +81,36 @@ class LedRunner:
                     pod.write("grace.json", grace)
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-                given = read_pod(pod.read("pod.json")["pod"]).grace if grace is None else grace
                 if not select.select([supervisor], [], [], given + _PATIENCE)[0]:
                     signal.pidfd_send_signal(supervisor, signal.SIGKILL)
                     pod.wait()
             finally:
                 os.close(supervisor)
-        status = pod.status()
-        self._let_go(pod)
-        pod.remove()
+        self._end(pod, given)
+        status = self._status(pod)
+        self._remove(pod)
         return status
 
-    def _let_go(self, pod: Folder) -> None:
+    # --- what runners do differently
+
+    def _prepare(self, folder: Folder, pod: Pod, asked: Mapping[str, Any]) -> None:
+        """Make what there is to be of a pod besides its folder."""
+
+    def _status(self, folder: Folder) -> Status:
+        """Return how a pod stands."""
+        return folder.status()
+
+    def _end(self, folder: Folder, grace: float) -> None:
+        """End what still runs of a pod that nothing leads any more."""
+
+    def _let_go(self, folder: Folder) -> None:
         """Remove what there is of a pod besides its folder, once nothing leads it any more."""
 
     # --- beginning
 
     def _begin(self, pod: Pod, asked: dict[str, Any]) -> None:
-        """Begin the pod. `asked` becomes pod.json: `pod` is the manifest, `engine` the module, `backoff` seconds, and what else
-        the engine is to know."""
+        """Begin the pod. `asked` becomes pod.json: `pod` is the manifest, `engine` the module, `backoff` seconds, `terms` what is
+        honoured of it, and what else the engine is to know."""
         self._make_folder()
         fresh = Folder(on_its_way(self.folder))
         os.mkdir(fresh.path, 0o700)
@@ -113,7 +125,18 @@ class LedRunner:
         except BaseException:
             discard(fresh.path)
             raise
-        self._lead(Folder(os.path.join(self.folder, pod.name)), lease)
+        folder = Folder(os.path.join(self.folder, pod.name))
+        try:
+            self._prepare(folder, pod, asked)
+        except BaseException:
+            os.close(lease)
+            self._remove(folder)
+            raise
+        self._lead(folder, lease)
+
+    def _remove(self, folder: Folder) -> None:
+        self._let_go(folder)
+        folder.remove()
 
     def _make_folder(self) -> None:
         try:
@@ -164,7 +187,7 @@ class LedRunner:
             raise self._undone(pod, pod.status().reason)
 
     def _undone(self, pod: Folder, why: str | None) -> Unreachable:
-        pod.remove()
+        self._remove(pod)
         return Unreachable(f"pod {pod.name} cannot be begun: {why}")
 
     def _pod(self, name: str) -> Folder:
@@ -177,6 +200,36 @@ class LedRunner:
         with suppress(FileNotFoundError):
             return tuple(sorted(os.listdir(self.folder)))
         return ()
+
+
+def pod_of(asked: Mapping[str, Any]) -> Pod:
+    """Return the pod that pod.json says."""
+    return read_pod(asked["pod"], Terms(**asked["terms"]))
+
+
+def absolute(claims: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the directories that stand for claims as whoever leads a pod finds them, wherever it is."""
+    return {name: os.path.abspath(path) for name, path in (claims or {}).items()}
+
+
+def missing_paths(pod: Pod) -> list[Fault]:
+    """Return every path of the machine that a pod is to have and that is not there."""
+    there = {"": os.path.exists, "File": os.path.isfile, "Directory": os.path.isdir}
+    return [
+        Fault(f"volume {name}", "hostPath", f"there is no {each.of_type.lower() or 'path'} {each.source}")
+        for name, each in pod.volumes.items()
+        if each.kind == "host" and each.of_type in there and not there[each.of_type](each.source)
+    ]
+
+
+def make_paths(pod: Pod) -> None:
+    """Make the paths of the machine that a pod says are to be made."""
+    for each in pod.volumes.values():
+        try:
+            if each.of_type == "DirectoryOrCreate":
+                os.makedirs(each.source, exist_ok=True)
+        except OSError as error:
+            raise Unreachable(f"{each.source} cannot be made: {error.strerror}") from None
 
 
 def supervise(path: str, lease: int) -> None:
@@ -192,7 +245,7 @@ def supervise(path: str, lease: int) -> None:
         return
     folder = Folder(path)
     asked = folder.read("pod.json")
-    pod = read_pod(asked["pod"])
+    pod = pod_of(asked)
     engine = importlib.import_module(asked["engine"]).engine(folder, pod, asked)
 
     def heard(supervisor: Supervisor, number: int) -> None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 
-from sidecar.errors import ConfigurationError, Fault, ParametersError, Unreachable
-from sidecar.session.led import BACKOFF, LedRunner
-from sidecar.session.pod import Pod, read_pod
+from sidecar.errors import ConfigurationError, Fault, ParametersError
+from sidecar.session.led import BACKOFF, LedRunner, absolute, make_paths, missing_paths
+from sidecar.session.pod import Pod, Terms, read_pod
 from sidecar.session.runner import Manifest
 
 HOST = "host"
@@ -25,23 +26,33 @@ HOST = "host"
 class LocalRunner(LedRunner):
     """Runs pods on this machine; they are kept in `folder`, which is made, for this user alone.
 
-    `images` are the directories that references stand for. A container that ends waits `backoff` seconds for its second life.
+    `images` are the directories that references stand for, `claims` those that stand for persistent volume claims, by name. A
+    container that ends waits `backoff` seconds for its second life.
     """
 
-    def __init__(self, folder: str, images: Mapping[str, str] | None = None, backoff: float = BACKOFF) -> None:
+    def __init__(
+        self,
+        folder: str,
+        images: Mapping[str, str] | None = None,
+        backoff: float = BACKOFF,
+        claims: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(folder)
         self.images = dict(images or {})
+        self.claims = absolute(claims)
         self.backoff = backoff
 
     def start(self, pod: Manifest) -> None:
         """Begin the pod, and return (see runner.Runner)."""
-        asked = read_pod(pod)
+        terms = Terms(claims=self.claims)
+        asked = read_pod(pod, terms)
         images = self._images(asked)
         bwrap = shutil.which("bwrap")
         if bwrap is None:
             raise ConfigurationError("bubblewrap is needed to run a pod on this machine: apt-get install bubblewrap")
         engine = "sidecar.session.sandboxed"
-        self._begin(asked, {"pod": pod, "engine": engine, "backoff": self.backoff, "images": images, "bwrap": bwrap})
+        own = {"images": images, "bwrap": bwrap}
+        self._begin(asked, {"pod": pod, "engine": engine, "terms": asdict(terms), "backoff": self.backoff, **own})
 
     def _images(self, pod: Pod) -> dict[str, str]:
         """Return the directories of a pod's images; ParametersError with all that are missing, and with what a hostPath lacks."""
@@ -55,17 +66,7 @@ class LocalRunner(LedRunner):
             else:
                 expected = "expected host, the absolute path of a directory" + "".join(f", {each}" for each in self.images)
                 faults.append(Fault(where, "image", f"{reference} is no directory; {expected}"))
-        there = {"": os.path.exists, "File": os.path.isfile, "Directory": os.path.isdir}
-        on_host = {name: each for name, each in pod.volumes.items() if each.kind == "host"}
-        for name, each in on_host.items():
-            if each.of_type in there and not there[each.of_type](each.source):
-                faults.append(Fault(f"volume {name}", "hostPath", f"there is no {each.of_type.lower() or 'path'} {each.source}"))
-        if faults:
+        if faults := [*faults, *missing_paths(pod)]:
             raise ParametersError(faults)
-        for each in on_host.values():
-            try:
-                if each.of_type == "DirectoryOrCreate":
-                    os.makedirs(each.source, exist_ok=True)
-            except OSError as error:
-                raise Unreachable(f"{each.source} cannot be made: {error.strerror}") from None
+        make_paths(pod)
         return found

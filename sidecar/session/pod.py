@@ -1,7 +1,8 @@
 """A pod's manifest as a runner reads it: what of it is honoured, and every fault of it. Pure.
 
 Nothing is passed over in silence: a field that is neither honoured nor named in _WITHOUT_EFFECT is a fault. Those change nothing
-for the programs of a pod that runs on one machine, without a kubelet's limits.
+for the programs of a pod that runs on one machine, without a kubelet's limits, or are the affair of the engine that runs it. What
+one runner honours and another does not, its Terms say.
 """
 
 from __future__ import annotations
@@ -36,6 +37,20 @@ _WITHOUT_EFFECT = {
     "container.securityContext": {"seccompProfile"},
     "metadata": {"annotations", "labels", "namespace"},
 }
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a runner honours of what not all do.
+
+    `privileges` that a container asks for; volumes that are `images`; that it runs what its image says, `own_command`, where it
+    says nothing itself; `claims` are the directories on the machine that stand for persistent volume claims, by name.
+    """
+
+    privileges: bool = False
+    images: bool = True
+    own_command: bool = False
+    claims: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,9 +101,9 @@ class Pod:
     grace: float = GRACE
 
 
-def read_pod(manifest: Manifest) -> Pod:
+def read_pod(manifest: Manifest, terms: Terms | None = None) -> Pod:
     """Return the pod that a manifest describes; ParametersError with everything in it that is not honoured."""
-    return _Reader().pod(manifest)
+    return _Reader(terms or Terms()).pod(manifest)
 
 
 def is_name(text: str) -> bool:
@@ -120,7 +135,8 @@ def _is_label(text: str) -> bool:
 class _Reader:
     """Reads one manifest, and collects its faults; what is at fault is read as if it were not there."""
 
-    def __init__(self) -> None:
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
         self.faults: list[Fault] = []
 
     def pod(self, manifest: Any) -> Pod:
@@ -171,7 +187,8 @@ class _Reader:
         found: dict[str, Volume] = {}
         for number, each in enumerate(self._sequence(given, "spec.volumes")):
             where = f"spec.volumes[{number}]"
-            one = self._mapping(each, where, ("name", "emptyDir", "image", "hostPath"))
+            kinds_known = ("emptyDir", "hostPath", *(("image",) if self.terms.images else ()))
+            one = self._mapping(each, where, ("name", *kinds_known, *(("persistentVolumeClaim",) if self.terms.claims else ())))
             name = one.get("name")
             kinds = [key for key in one if key != "name"]
             if not isinstance(name, str) or not _is_label(name):
@@ -179,7 +196,7 @@ class _Reader:
             elif name in found:
                 self._fault(f"{where}.name", f"two volumes are called {name}")
             elif len(kinds) != 1:
-                self._fault(where, "expected one of emptyDir, image and hostPath")
+                self._fault(where, f"expected one of {', '.join(kinds_known)}")
             else:
                 found[name] = self._volume(kinds[0], one[kinds[0]], f"{where}.{kinds[0]}")
         return found
@@ -191,6 +208,8 @@ class _Reader:
         if kind == "image":
             one = self._mapping(given, where, ("reference", "pullPolicy"))
             return Volume("image", self._text(one, "reference", where, needed=True))
+        if kind == "persistentVolumeClaim":
+            return self._claim(self._mapping(given, where, ("claimName", "readOnly")), where)
         one = self._mapping(given, where, ("path", "type"))
         path, of_type = self._text(one, "path", where, needed=True), self._text(one, "type", where)
         if path and (not path.startswith("/") or "\0" in path):
@@ -198,6 +217,14 @@ class _Reader:
         if of_type not in _HOST_TYPES:
             self._fault(f"{where}.type", f"{of_type} is not honoured here; expected Directory, DirectoryOrCreate or File")
         return Volume("host", path, of_type)
+
+    def _claim(self, given: Mapping[str, Any], where: str) -> Volume:
+        name = self._text(given, "claimName", where, needed=True)
+        if given.get("readOnly"):
+            self._fault(f"{where}.readOnly", "not honoured here; say so where it is mounted")
+        if name and name not in self.terms.claims:
+            self._fault(f"{where}.claimName", f"no directory stands for {name}; there are {', '.join(self.terms.claims)}")
+        return Volume("host", self.terms.claims.get(name, ""), "Directory")
 
     # --- containers
 
@@ -240,7 +267,7 @@ class _Reader:
             self._fault(f"{where}.restartPolicy", f"expected Always, of a native sidecar, not {restart!r}")
         environment = self._environment(one.get("env"), f"{where}.env")
         command = self._words(one.get("command"), f"{where}.command")
-        if not command and one.get("command") in (None, []):
+        if not command and one.get("command") in (None, []) and not self.terms.own_command:
             self._fault(f"{where}.command", "expected a command: which one an image has is not known here")
         words = (*command, *self._words(one.get("args"), f"{where}.args"))
         directory = self._text(one, "workingDir", where) or "/"
@@ -260,10 +287,13 @@ class _Reader:
         )
 
     def _privileges(self, own: Mapping[str, Any], where: str) -> None:
+        added = self._mapping(own.get("capabilities"), f"{where}.capabilities", ("add", "drop")).get("add")
+        if self.terms.privileges:
+            return
         for key in ("privileged", "allowPrivilegeEscalation"):
             if own.get(key):
                 self._fault(f"{where}.{key}", "not honoured here: a sandbox gives no privileges")
-        if self._mapping(own.get("capabilities"), f"{where}.capabilities", ("add", "drop")).get("add"):
+        if added:
             self._fault(f"{where}.capabilities.add", "not honoured here: a sandbox gives no privileges")
 
     def _environment(self, given: Any, where: str) -> dict[str, str]:
