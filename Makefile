@@ -30,7 +30,7 @@ OF_THE_WRAPPER := not (burst or handshakes or anywhere or any_bytes or users)
 SERVERS := 12.22.0-beta.15 14.23.0 17.11.0 18.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-pods check debian servers wrapper wheels images bench-coordination bench-data bench-mount bench-postgres bench-once bench-session clean
+.PHONY: help demo test test-long test-pods check debian servers wrapper wheels images examples bench-coordination bench-data bench-mount bench-postgres bench-once bench-session clean
 
 help:
 	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
@@ -38,6 +38,7 @@ help:
 	@echo 'make test-long            the slow campaigns in full'
 	@echo 'make test-pods            whole pods in real containers (needs root; part of make test)'
 	@echo 'make images               the images, below build/containers, without a registry (needs root)'
+	@echo 'make examples             the manifests of k8s-examples, anew'
 	@echo 'make wrapper              $(WRAPPER), wrap_application for images without Python'
 	@echo 'make bench-coordination   how fast containers hear each other, beside the peers'
 	@echo 'make bench-data           how fast bundles are kept and fetched, beside the peers'
@@ -111,9 +112,14 @@ $(WHEELS)/.made: $(WHEELS)/.others $(shell find sidecar -name '*.py' -o -name '*
 	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir $(WHEELS) .
 	@touch $@
 
+# By the commands that its pages show.
+examples: $(VENV)/.test
+	@$(BIN)/python tests/examples.py
+
 images: $(IMAGES)
 
-$(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard images/*/Containerfile) .dockerignore
+$(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard images/*/Containerfile) .dockerignore \
+		$(wildcard images/demo-artifacts/*/*/*)
 	@$(MAKE) --no-print-directory debian DEBIAN='$(PODS)'
 	@images/build
 	@touch $@

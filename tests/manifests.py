@@ -1,8 +1,8 @@
 """The manifests of `k8s-examples/`, and the pods that they become.
 
-A Pod is itself, a Job is its template; a step of a Workflow is the pod that Argo makes of the step's template: its container is
-called main, its sidecars are containers like it, and so are all of a containerSet. What a folder holds for the tests is told in
-k8s-examples/README.md.
+A Pod is itself, a Job is its template; a node of a Workflow's DAG is the pod that Argo makes of the node's template: its
+container is called main, its sidecars are containers like it, and so are all of a containerSet. What a folder holds for the tests
+is told in k8s-examples/README.md; other YAML than manifests is what they are made of.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,9 +46,9 @@ class Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def manifests() -> list[Path]:
+def manifests(folder: Path = EXAMPLES) -> list[Path]:
     """Return every manifest of the examples."""
-    return sorted(EXAMPLES.rglob("*.yaml"))
+    return sorted(path for path in folder.rglob("*.yaml") if re.search(r"^kind: ", path.read_text(), re.M))
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -83,19 +84,20 @@ def pods(path: Path) -> list[Pod]:
 def steps(
     workflow: Mapping[str, Any], outputs: Mapping[str, str] | None = None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, str]]]:
-    """Yield each step of a workflow's entrypoint, one after another, its template, and the arguments that it is given.
+    """Yield each task of a workflow's DAG, those that others depend on first, its template, and the arguments that it is given.
 
-    `outputs` is looked into for `steps.NAME.outputs.parameters.PARAMETER` when a step is asked for; without it, an id stands in.
+    `outputs` is looked into for `tasks.NAME.outputs.parameters.PARAMETER` when a task is asked for; without it, an id stands in.
     """
     templates = {each["name"]: each for each in workflow["spec"]["templates"]}
-    for group in templates[workflow["spec"]["entrypoint"]]["steps"]:
-        for step in group:
-            given = {each["name"]: each["value"] for each in step["arguments"]["parameters"]}
-            if outputs is None:
-                stand_in = re.sub(r"\{\{steps\.[^}]+\}\}", "0" * 26, json.dumps(given))
-                yield step, templates[step["template"]], json.loads(stand_in)
-            else:
-                yield step, templates[step["template"]], expand(given, outputs)
+    tasks = {each["name"]: each for each in templates[workflow["spec"]["entrypoint"]]["dag"]["tasks"]}
+    order = TopologicalSorter({name: re.findall(r"[\w-]+", each.get("depends", "")) for name, each in tasks.items()})
+    for task in map(tasks.__getitem__, order.static_order()):
+        given = {each["name"]: each["value"] for each in task.get("arguments", {}).get("parameters", ())}
+        if outputs is None:
+            stand_in = re.sub(r"\{\{tasks\.[^}]+\}\}", "0" * 26, json.dumps(given))
+            yield task, templates[task["template"]], json.loads(stand_in)
+        else:
+            yield task, templates[task["template"]], expand(given, outputs)
 
 
 def expand(value: Any, values: Mapping[str, str]) -> Any:
@@ -110,15 +112,15 @@ def expand(value: Any, values: Mapping[str, str]) -> Any:
 def pod_of(workflow: Mapping[str, Any], template: Mapping[str, Any], arguments: Mapping[str, str]) -> dict[str, Any]:
     """Return the specification of the pod that Argo makes of a template, without Argo's own containers."""
     names = {f"inputs.parameters.{name}": value for name, value in arguments.items()}
-    assert {each["name"] for each in template["inputs"]["parameters"]} == set(arguments)
+    assert {each["name"] for each in template.get("inputs", {}).get("parameters", ())} == set(arguments)
     made = expand(dict(template), {**names, "workflow.name": workflow["metadata"]["name"]})
     if "containerSet" in made:
         containers = made["containerSet"]["containers"]
     else:
         containers = [{"name": "main", **made["container"]}, *made.get("sidecars", ())]
-    spec = {key: workflow["spec"][key] for key in ("securityContext", "volumes") if key in workflow["spec"]}
+    spec = {key: made[key] for key in ("securityContext", "volumes") if key in made}
     spec |= {"restartPolicy": "Never", "initContainers": made.get("initContainers", []), "containers": containers}
-    patch: dict[str, Any] = json.loads(workflow["spec"].get("podSpecPatch", "{}"))
+    patch: dict[str, Any] = json.loads(made.get("podSpecPatch", "{}"))
     return spec | patch
 
 

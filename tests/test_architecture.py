@@ -70,6 +70,7 @@ PURE = (
     "session/artifact.py",
     "session/catalog.py",
     "session/compose.py",
+    "session/job.py",
     "session/lead.py",
     "session/place.py",
     "session/plan.py",

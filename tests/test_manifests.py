@@ -1,4 +1,4 @@
-"""Every example is what Kubernetes and Argo accept, what our programs accept, and safe to copy.
+"""Every example is what its page says that makes it, what Kubernetes and Argo accept, what our programs accept, and safe to copy.
 
 The schemas are the official ones of several versions of Kubernetes; of Argo Workflows they are those of hera's models, in which
 nothing else than what is there is allowed. Neither knows what a value means: the rest of this file looks at that.
@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import examples
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -55,6 +57,23 @@ def oldest(document: dict[str, Any]) -> str:
     if '"restartPolicy": "Always"' in json.dumps(document) or "podFailurePolicy" in document.get("spec", {}):
         return "1.29"
     return VERSIONS[0]
+
+
+# --- what they are made of --------------------------------------------------------------------------------------------
+
+
+def test_every_manifest_is_what_the_command_that_its_page_shows_makes_byte_for_byte(tmp_path: Path) -> None:
+    there = {path.relative_to(EXAMPLES): path.read_bytes() for path in manifests() if path != EXAMPLES / "store.yaml"}
+    copy = tmp_path / "k8s-examples"
+    shutil.copytree(EXAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in there:
+        (copy / path).unlink()
+    for page in sorted(copy.glob("*/README.md")):
+        examples.run(page)
+    made = {path.relative_to(copy): path.read_bytes() for path in manifests(copy) if path != copy / "store.yaml"}
+    assert set(made) == set(there)
+    for path, text in there.items():
+        assert made[path].decode() == text.decode(), path
 
 
 # --- schemas -----------------------------------------------------------------------------------------------------------
@@ -119,7 +138,7 @@ def keys(node: object, where: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
     """Yield the place of every key of a document whose name is not the user's to choose."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if key not in ("apiVersion", "kind") and not {"data", "limits", "requests"} & set(where):
+            if key not in ("apiVersion", "kind") and not {"data", "labels", "limits", "requests"} & set(where):
                 yield (*where, key)
             yield from keys(value, (*where, key))
     elif isinstance(node, list):
@@ -231,13 +250,14 @@ def test_every_volume_is_there_and_used_and_bounded(pod: Pod) -> None:
 @with_every_pod
 def test_the_wrapper_that_is_installed_is_the_one_that_runs(pod: Pod) -> None:
     installer = next(each for each in pod.containers if each["command"][0] == "/wrap_application")
-    assert installer["command"] == ["/wrap_application", "--install", "/wrapper"]
-    wrapper = mounts(installer)["/wrapper"]
+    *words, where = installer["command"]
+    assert words == ["/wrap_application", "--install"]
+    wrapper = mounts(installer)[where]
     for container in pod.containers:
         if program(container) == "wrap_application" and container is not installer:
-            assert container["name"] in ("application", "main")
-            assert container["command"][0] == "/wrapper/wrap_application"
-            assert mounts(container)["/wrapper"] == wrapper
+            assert container["name"] in ("application", "main") or container["command"][1] == "--copy"
+            assert container["command"][0] == f"{where}/wrap_application"
+            assert mounts(container)[where] == wrapper
 
 
 # --- what the programs say ---------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ PODS: dict[str, tuple[tuple[str, ...], tuple[Companion, ...], Options]] = {
     "three-and-native-sidecars": (IDS, (fuse(BUNDLES, "fuse.yaml", NATIVE), postgres(DATABASES, "pg.yaml", NATIVE)), Options()),
     "command": ((), (), Options(read_only=True)),
     "command-and-fuse": ((), (FUSE,), Options(grace=120)),
-    "command-and-a-mount": ((), (MOUNTING,), Options(read_only=True)),
+    "command-and-a-mount": ((), (MOUNTING,), Options(read_only=True, cpu="100m", memory="256Mi", disk="10Gi")),
 }
 every_pod = pytest.mark.parametrize("name", PODS)
 
@@ -403,6 +403,18 @@ def test_a_command_is_run_as_it_is_by_an_image_that_need_hold_no_bash() -> None:
     assert "args" not in application
     application = compose("example/program", (), [FUSE], command=words).pod["spec"]["containers"][0]
     assert (application["command"][-1], application["args"]) == ("--", words)
+
+
+def test_every_volume_that_files_come_to_is_bounded_where_that_is_asked_for() -> None:
+    volumes = compose("base", find(catalog(), IDS), [FUSE, POSTGRES], Options(disk="7Gi")).pod["spec"]["volumes"]
+    limits = [each["emptyDir"]["sizeLimit"] for each in volumes if "emptyDir" in each]
+    assert sorted(limits) == ["16Mi", "32Mi", *["7Gi"] * 7]  # three artifacts, a log, input, output, databases
+
+
+def test_what_is_no_quantity_is_refused() -> None:
+    with pytest.raises(ParametersError) as refused:
+        compose("base", (), (), Options(cpu="much", memory="1 GB", disk="-1"), command=["true"])
+    assert [fault.key for fault in refused.value.faults] == ["cpu", "memory", "disk"]
 
 
 def test_batteries_whose_directories_lie_in_each_other_are_refused_for_a_command_too() -> None:

@@ -29,6 +29,7 @@ from sidecar.session.artifact import Artifact
 from sidecar.session.catalog import find, read_catalog
 from sidecar.session.compose import APPLICATION, COORDINATION, DELIVERIES, Delivery, Options, Session
 from sidecar.session.compose import compose as compose_session
+from sidecar.session.job import job
 from sidecar.session.local import LocalRunner
 from sidecar.session.plan import LAUNCHES
 from sidecar.session.runner import Container
@@ -74,6 +75,9 @@ def _request(function: Function) -> Function:
             "--user", metavar="UID", default="10001", show_default=True, help="Who all containers run as; `image`: as it says."
         ),
         click.option("--read-only", is_flag=True, help="The application's root is read-only."),
+        click.option("--cpu", metavar="Q", default="", help="What the application asks for, such as 500m."),
+        click.option("--memory", metavar="Q", default="", help="What the application asks for and gets at most: 512Mi."),
+        click.option("--disk", metavar="Q", default="", help="How much may be in a volume, of those that files come to: 10Gi."),
         click.option(
             "--id", "session_id", metavar="ID", default="", help="The session's id.  [default: follows from what is in it]"
         ),
@@ -90,7 +94,14 @@ def _request(function: Function) -> Function:
 def _composed(asked: Mapping[str, Any], delivery: Delivery, session_id: str) -> Session:
     """Return the session that is asked for, and tell its warnings."""
     wrapper, grace = f"{asked['images']}/wrapper:{__version__}", math.ceil(asked["grace"])
-    options = Options(asked["launch"], delivery, _user(asked["user"]), grace + 10, wrapper=wrapper, read_only=asked["read_only"])
+    options = Options(
+        asked["launch"],
+        delivery,
+        _user(asked["user"]),
+        grace + 10,
+        wrapper=wrapper,
+        **{key: asked[key] for key in ("read_only", "cpu", "memory", "disk")},
+    )
     where = (COORDINATION, asked["store"], asked["claim"], asked["images"], __version__)
     around = Around(*where, grace=grace, mount=asked["mount"], native=asked["native"])
     found = compose_session(
@@ -117,10 +128,10 @@ Example:  sidecar session compose --image base:12 --catalog catalog.yaml --artif
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(["yaml", "json", "argo", "response"]),
+    type=click.Choice(["yaml", "json", "job", "argo", "response"]),
     default="yaml",
     show_default=True,
-    help="The pod; a WorkflowTemplate of Argo's; or what whoever asked is told: ports, log directories.",
+    help="The pod; a Job; a WorkflowTemplate of Argo's; or what whoever asked is told: ports, log directories.",
 )
 def compose(output: str, session_id: str, delivery: Delivery | None, **asked: Any) -> None:
     """Print the pod of a session: the same request is the same pod, byte by byte. Python: sidecar.session.compose.compose.
@@ -306,6 +317,8 @@ def _text(path: str) -> str:
 def _print(found: Session, output: str) -> None:
     if output == "argo":
         _print_yaml(workflow_template({"session": found}, found.pod["metadata"]["name"]))
+    elif output == "job":
+        _print_yaml(job(found))
     elif output == "json":
         print_json(found.pod)
     elif output == "response":

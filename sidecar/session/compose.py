@@ -12,6 +12,7 @@ the image's files. Kubernetes expands `$(NAME)` in commands and environments, so
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _SMALL = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64
 _WRAPPER_SIZE, _COORDINATION_SIZE = "32Mi", "16Mi"
 # How long the application waits for the next life of a battery that the kubelet restarts.
 _REJOIN = "60s"
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?")
 _HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -41,7 +43,9 @@ _HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]
 class Options:
     """What may be said of a session besides what is in it. All containers run as `user`; None leaves that to the images.
 
-    `grace` is the pod's, ten seconds of which are not the containers'. `read_only`: the application's root is.
+    `grace` is the pod's, ten seconds of which are not the containers'. `read_only`: the application's root is. `cpu` and `memory`
+    are what the application asks for, `memory` also what it gets at most, `disk` what each volume may hold that is nobody else's
+    to bound; "" says nothing of them.
     """
 
     launch: Launch = "last"
@@ -51,6 +55,9 @@ class Options:
     pull: str = "IfNotPresent"
     wrapper: str = "localhost/sidecar/wrapper:latest"
     read_only: bool = False
+    cpu: str = ""
+    memory: str = ""
+    disk: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,11 @@ def compose(
     taken = [(WRAPPER, "the wrapper"), (COORDINATION, "the coordination directory")]
     taken += [(path, f"the battery {each.container['name']}") for each in batteries for path in each.shared]
     faults = [] if image else [Fault("session", "image", "expected the base image, it is missing")]
+    faults += [
+        Fault("session", key, f"expected a quantity such as 100m or 10Gi, not {value!r}")
+        for key, value in (("cpu", options.cpu), ("memory", options.memory), ("disk", options.disk))
+        if value and not _QUANTITY.fullmatch(value)
+    ]
     try:
         found = plan(session, artifacts, launch=options.launch, taken=taken, names=names, command=command)
     except ParametersError as error:
@@ -128,6 +140,11 @@ def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], 
     volumes += [_empty(name) for name in shared.values()]
     # Two batteries may have one of the same name, such as the store's.
     volumes += {volume["name"]: volume for each in batteries for volume in each.volumes}.values()
+    # What is mounted in a volume is not held by it.
+    mounted = {shared[path] for each in batteries for path in each.mounted}
+    if options.disk:
+        bound = {"emptyDir": {"sizeLimit": options.disk}}
+        volumes = [each | bound if each.get("emptyDir") == {} and each["name"] not in mounted else each for each in volumes]
     inits = [_install(options)] if wrapped or copied else []
     if copied:
         inits += [_copy(each, options) for each in found.placed]
@@ -192,10 +209,16 @@ def _application(image: str, found: Plan, batteries: Sequence[Companion], option
             {**({"name": o.port.name} if o.port.name else {}), "containerPort": o.port.number, "protocol": o.port.protocol}
             for o in found.ports
         ],
+        "resources": _resources(options),
         "securityContext": {**_HARDENED, "readOnlyRootFilesystem": True} if options.read_only else _HARDENED,
         "volumeMounts": mounts,
     }
-    return {key: value for key, value in container.items() if value != []}
+    return {key: value for key, value in container.items() if value not in ([], {})}
+
+
+def _resources(options: Options) -> Manifest:
+    asked = {key: value for key, value in (("cpu", options.cpu), ("memory", options.memory)) if value}
+    return {**({"requests": asked} if asked else {}), **({"limits": {"memory": options.memory}} if options.memory else {})}
 
 
 def _is_native(container: Manifest) -> bool:

@@ -11,10 +11,10 @@ pod is deleted the containers get SIGTERM, and the sidecars, in that order, when
 period; at its end everyone gets SIGTERM who has not yet, and SIGKILL, but not within two seconds of it. Statuses of sidecars
 count for nothing.
 
-Argo. A step's `main` and its sidecars are begun together. When `main` has ended the sidecars get SIGTERM, and SIGKILL half a
+Argo. A node's `main` and its sidecars are begun together. When `main` has ended the sidecars get SIGTERM, and SIGKILL half a
 minute later; only main's status counts. In a containerSet each container is begun when its dependencies have ended with 0; where
-one fails all others are ended, and all statuses count. Output parameters are read when `main` has ended. A step is begun when
-those before it have succeeded.
+one fails all others are ended, and all statuses count. Output parameters are read when `main` has ended. A node is begun when
+those that it depends on have succeeded.
 
 What is not simulated: back-off between restarts (they come at once), probes but startup probes, Argo's own containers.
 """
@@ -101,7 +101,7 @@ class Ordered(Pod):
         return {each: found[each].exit for each in containers or self.containers if each in self.begun}
 
     def record(self, name: str) -> Record | None:
-        """Return what a participant says of itself in /coordination; None where it has said nothing yet."""
+        """Return what a participant says of itself; None where it has said nothing yet."""
         with Directory(str(self.file("coordination"))) as directory:
             return directory.record(name)
 
@@ -218,7 +218,7 @@ class KubeletPod(Ordered):
 
 
 class ArgoStep(Ordered):
-    """A step of an Argo Workflow: `template` is what it is made of, `arguments` what it is given."""
+    """A node of an Argo Workflow: `template` is what it is made of, `arguments` what it is given."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class ArgoStep(Ordered):
 
     @property
     def phase(self) -> str:
-        """What the workflow's controller would tell of a step that is over."""
+        """What the workflow's controller would tell of a node that is over."""
         found = self.look()
         ended = all(found[each].over and found[each].exit == 0 for each in self.names)
         return "Succeeded" if ended else "Failed"
@@ -282,7 +282,7 @@ class ArgoStep(Ordered):
         return not any(each.running for each in found.values())
 
     def outputs(self) -> dict[str, str]:
-        """Return the step's output parameters, read from the volumes that `main` has them on."""
+        """Return the node's output parameters, read from the volumes that `main` has them on."""
         found = {}
         main = next(each for each in self.main if each["name"] == "main")
         for each in self.template.get("outputs", {}).get("parameters", ()):
@@ -294,7 +294,7 @@ class ArgoStep(Ordered):
 
 
 def run_workflow(machine: Machine, workflow: Manifest, claims: Mapping[str, Path]) -> dict[str, ArgoStep]:
-    """Run a workflow's steps to their end, or to the first one that fails; return them by name."""
+    """Run a workflow's nodes to their end, or to the first one that fails; return them by name."""
     outputs: dict[str, str] = {}
     ran: dict[str, ArgoStep] = {}
     for step, template, arguments in steps(workflow, outputs):
@@ -302,7 +302,7 @@ def run_workflow(machine: Machine, workflow: Manifest, claims: Mapping[str, Path
         made.wait()
         if made.phase != "Succeeded":
             break
-        outputs |= {f"steps.{step['name']}.outputs.parameters.{name}": value for name, value in made.outputs().items()}
+        outputs |= {f"tasks.{step['name']}.outputs.parameters.{name}": value for name, value in made.outputs().items()}
     return ran
 
 

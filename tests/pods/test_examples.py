@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from containers import Machine
-from manifests import EXAMPLES, content, expected, put_inputs
+from manifests import EXAMPLES, content, expected, manifests, put_inputs
 
 from sidecar.coordination.protocol import DONE
 from sidecar.store import open_store
@@ -23,7 +23,7 @@ def stories() -> list[tuple[str, list[Path]]]:
     """Return each example's folder with the manifests that are run one after another on one store."""
     found = []
     for folder in sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and path.name not in SIMULATED):
-        paths = sorted(folder.glob("*.yaml"))
+        paths = manifests(folder)
         numbered = [path for path in paths if path.name[0].isdigit()]
         found += [(folder.name, [path]) for path in paths if path not in numbered]
         found += [(folder.name, numbered)] if numbered else []

@@ -47,7 +47,7 @@ def test_the_wrappers_image_holds_that_one_file(machine: Machine) -> None:
     assert said == f"wrap_application {__version__}\n"
 
 
-@pytest.mark.parametrize("name", [*OURS, "demo-app", "wrapper"])
+@pytest.mark.parametrize("name", [*OURS, "demo-app", "demo-artifacts", "wrapper"])
 def test_no_image_runs_as_root(machine: Machine, name: str) -> None:
     user = SIDECAR if name in OURS else NONROOT
     assert configuration(machine, name)["Config"]["User"] == f"{user}:{user}"
@@ -108,6 +108,11 @@ def test_the_demo_application_holds_a_shell_and_psql_and_neither_python_nor_anyt
     there = files(machine, "demo-app")
     assert not [path for path in there if "python" in path.rpartition("/")[2] and "/share/" not in path]
     assert not [path for path in there if "sidecar" in path]
+
+
+def test_the_artifacts_hold_their_files_and_nothing_that_could_run_them(machine: Machine) -> None:
+    there = {path for path, about in files(machine, "demo-artifacts").items() if about.startswith("f")}
+    assert there == {"/units/bin/fahrenheit", "/report/bin/report", "/report/share/heading", "/bars/bin/bars"}
 
 
 def test_containerfiles_name_no_registry_and_take_their_base_as_an_argument() -> None:

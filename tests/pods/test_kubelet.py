@@ -12,12 +12,15 @@ from containers import Machine, Manifest, documents, image
 from kubelet import KubeletPod, make_long_to_save
 from manifests import EXAMPLES, content, expected, put_inputs
 
+from sidecar.batteries.companion import literal
+from sidecar.session.compose import COORDINATION
 from sidecar.store import Store, open_store
 
 EXAMPLE = "native-sidecars"
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 # What the application's script is where a test wants to be there while it runs.
-WAITS = "touch /coordination/runs; until [ -e /coordination/go ]; do sleep 0.02; done"
+WAITS = f"touch {COORDINATION}/runs; until [ -e {COORDINATION}/go ]; do sleep 0.02; done"
+SQL = f'psql -v ON_ERROR_STOP=1 -qAt "$(cat {COORDINATION}/db/dsn) dbname=weather" -c'
 
 
 # --- the order itself, with containers that only tell what happens to them -----------------------------------------------
@@ -121,10 +124,12 @@ class Run:
 
     def play(self, script: str = "", edit: Callable[[str], str] = lambda text: text) -> KubeletPod:
         """Play the example; `script` takes the place of the application's, where it is given."""
-        objects = documents(edit((EXAMPLES / EXAMPLE / "pod.yaml").read_text()))
+        (pod,) = documents(edit((EXAMPLES / EXAMPLE / "pod.yaml").read_text()))
         if script:
-            objects[0]["data"]["application.sh"] = script
-        self.pod = KubeletPod(self.machine, objects, {"store": self.place})
+            (application,) = pod["spec"]["containers"]
+            assert application["args"][:2] == ["sh", "-c"]
+            application["args"][2] = literal(script)
+        self.pod = KubeletPod(self.machine, [pod], {"store": self.place})
         return self.pod
 
     def until_it_runs(self) -> None:
@@ -145,12 +150,11 @@ class Run:
         """Return what the database in weather-db@latest answers, in a pod of its own."""
 
         def read(text: str) -> str:
-            dest = "destRepo: weather-db, destLabel: latest, destMessage: the week as a table"
+            dest = ";m:the week as a table;l:latest;r:weather-db"
             assert dest in text
-            return text.replace(dest, "srcRepo: weather-db, srcLabel: latest")
+            return text.replace(dest, ";sr:weather-db;sl:latest")
 
-        script = f'psql -v ON_ERROR_STOP=1 -qAt "$(cat /coordination/db/dsn) dbname=weather" -c "{query}"'
-        pod = self.play(script, read)
+        pod = self.play(f'{SQL} "{query}"', read)
         assert pod.wait("application") == {"application": 0}, pod.told()
         return pod.out("application")
 
@@ -184,7 +188,7 @@ def test_the_sidecars_are_done_when_they_are_told_to_end(run: Run) -> None:
 @pytest.mark.parametrize("battery", ["fuse", "postgres"])
 def test_a_sidecar_that_is_killed_while_the_application_runs_comes_back_and_saves(run: Run, battery: str) -> None:
     pod = run.play(f"""
-        sql() {{ psql -v ON_ERROR_STOP=1 -qAt "$(cat /coordination/db/dsn) dbname=weather" -c "$1"; }}
+        sql() {{ {SQL} "$1"; }}
         sql 'CREATE TABLE days AS SELECT 7 AS n' && {WAITS} && sql 'INSERT INTO days VALUES (8)' && echo kept >/output/file
     """)
     run.until_it_runs()
@@ -223,7 +227,7 @@ def test_a_sidecar_that_is_killed_while_it_saves_comes_back_and_saves(run: Run) 
 
 def test_a_source_that_does_not_exist_ends_the_pod_with_the_reason_though_the_sidecar_is_begun_again_and_again(run: Run) -> None:
     def edit(text: str) -> str:
-        for old, new in (("srcLabel: latest", "srcLabel: newest"), ("timeout, 60s", "timeout, 1s"), ("grace, 100s", "grace, 5s")):
+        for old, new in (("sl:latest", "sl:newest"), ("timeout\n    - 60s", "timeout\n    - 1s"), ("- 100s", "- 5s")):
             assert old in text
             text = text.replace(old, new)
         return text
@@ -275,7 +279,8 @@ def test_a_pod_that_is_deleted_while_it_saves_is_saved(run: Run) -> None:
 
 def test_a_pod_that_is_deleted_and_whose_application_does_not_listen_saves_nothing_and_ends_in_its_grace(run: Run) -> None:
     def short(text: str) -> str:
-        return text.replace("--grace, 100s", "--grace, 1s")
+        assert "--grace\n    - 100s" in text
+        return text.replace("--grace\n    - 100s", "--grace\n    - 1s")
 
     pod = run.play(f"trap '' TERM; echo half >/output/file; {WAITS}", short)
     run.until_it_runs()

@@ -1,4 +1,4 @@
-"""The Argo examples, in real containers and the order of Argo, which is simulated: the second step reads the first one's output.
+"""The Argo examples, in real containers and the order of Argo, which is simulated: the second node reads the first one's output.
 
 Each test runs with the template that has sidecars and with the one that has a containerSet.
 """
@@ -14,10 +14,12 @@ from containers import Machine, Manifest, documents
 from kubelet import ArgoStep, make_long_to_save, run_workflow
 from manifests import EXAMPLES, content, expected, put_inputs, steps
 
+from sidecar.batteries.companion import literal
+from sidecar.session.compose import COORDINATION
 from sidecar.store import Store, open_store
 
 EXAMPLE = "argo"
-WAITS = "touch /coordination/runs; until [ -e /coordination/go ]; do sleep 0.02; done"
+WAITS = f"touch {COORDINATION}/runs; until [ -e {COORDINATION}/go ]; do sleep 0.02; done"
 
 
 class Run:
@@ -33,18 +35,23 @@ class Run:
         return run_workflow(self.machine, self.workflow, {"store": self.place})
 
     def only(self, name: str, outputs: Mapping[str, str] | None = None, script: str = "") -> ArgoStep:
-        """Return one of the steps, not begun yet; `script` takes the place of its own, where it is given."""
-        _, template, arguments = next(each for each in steps(self.workflow, outputs) if each[0]["name"] == name)
-        given = {**arguments, "script": script} if script else arguments
-        return ArgoStep(self.machine, self.workflow, template, given, {"store": self.place})
+        """Return one of the nodes, not begun yet; `script` takes the place of its own, where it is given."""
+        workflow = self.changed(name, script) if script else self.workflow
+        _, template, arguments = next(each for each in steps(workflow, outputs) if each[0]["name"] == name)
+        return ArgoStep(self.machine, workflow, template, arguments, {"store": self.place})
 
-    def changed(self, name: str, **values: str) -> Manifest:
-        """Return the workflow with other arguments of a step."""
-        groups = self.workflow["spec"]["templates"][0]["steps"]
-        (step,) = [each for group in groups for each in group if each["name"] == name]
-        for each in step["arguments"]["parameters"]:
-            each["value"] = values.pop(each["name"], each["value"])
-        assert not values
+    def changed(self, name: str, script: str, source: str = "") -> Manifest:
+        """Return the workflow in which a node runs another script, and its battery brings another source, where one is given."""
+        (template,) = [each for each in self.workflow["spec"]["templates"] if each["name"] == name]
+        if "containerSet" in template:
+            _, main, battery = template["containerSet"]["containers"]
+        else:
+            main, (battery,) = template["container"], template["sidecars"]
+        assert main["args"][:2] == ["sh", "-c"]
+        main["args"][2] = literal(script)
+        if source:
+            (said,) = [each for each in battery["env"] if each["name"] == "dm_fuse_bd_days"]
+            said["value"] = f";:sp:/input/days;{source}"
         return self.workflow
 
     @property
@@ -86,7 +93,7 @@ def test_the_second_step_reads_the_first_ones_bundle_though_the_label_has_moved_
     other.mkdir()
     (other / "warm.csv").write_text("sun,99\n")
     run.store.save(other, "warm", label="latest")
-    second = run.only("hottest", {"steps.warm.outputs.parameters.bundle": first.outputs()["bundle"]})
+    second = run.only("hottest", {"tasks.warm.outputs.parameters.bundle": first.outputs()["bundle"]})
     second.wait()
     assert second.phase == "Succeeded"
     assert content(run.store, "results@hottest", tmp_path / "got") == expected(EXAMPLE)["results@hottest"]
@@ -127,7 +134,7 @@ def test_a_step_whose_battery_is_killed_while_it_saves_fails_and_leaves_no_bundl
 
 
 def test_a_step_whose_source_does_not_exist_fails_before_its_command_is_begun(run: Run) -> None:
-    workflow = run.changed("warm", source="sr:weather;sl:newest", script="touch /coordination/runs")
+    workflow = run.changed("warm", f"touch {COORDINATION}/runs", "sr:weather;sl:newest")
     ran = run_workflow(run.machine, workflow, {"store": run.place})
     assert list(ran) == ["warm"]
     step = ran["warm"]

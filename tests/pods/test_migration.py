@@ -12,6 +12,7 @@ from containers import Machine, Manifest, documents, image
 from manifests import EXAMPLES, content, expected, put_inputs
 from processes import SH_APPLICATION, SH_BATTERY
 
+from sidecar.session.compose import COORDINATION
 from sidecar.store import open_store
 
 EXAMPLE = "fuse-in-and-out"
@@ -22,7 +23,7 @@ def with_an_application_of_old(pod: Manifest) -> str:
     """Put a script in the place of the wrapper; return it."""
     container = pod["spec"]["containers"][0]
     assert container["name"] == "application"
-    container["command"] = ["sh", "/scripts/script.sh", "/coordination", READY, SAVE, SAVED]
+    container["command"] = ["sh", "/scripts/script.sh", COORDINATION, READY, SAVE, SAVED]
     container["volumeMounts"].append({"name": "scripts", "mountPath": "/scripts"})
     return SH_APPLICATION
 
@@ -34,7 +35,7 @@ def with_a_battery_of_old(pod: Manifest) -> str:
     prepare = "mkdir -p /input/weather && printf 'tue,19\\nwed,15\\n' >/input/weather/week.csv"
     keep = "cp /output/hottest.csv /store/kept"
     container["image"] = image("demo-app")
-    container["command"] = ["sh", "/scripts/script.sh", "/coordination", READY, SAVE, SAVED]
+    container["command"] = ["sh", "/scripts/script.sh", COORDINATION, READY, SAVE, SAVED]
     container["args"] = [prepare, keep]
     container["volumeMounts"].append({"name": "scripts", "mountPath": "/scripts"})
     return SH_BATTERY
@@ -65,15 +66,14 @@ def test_a_battery_of_old_is_waited_for_and_asked_to_save(machine: Machine, stor
 def test_a_database_of_old_is_configured_by_its_variables_and_its_clients_go_on_without_a_password(
     machine: Machine, store: Path
 ) -> None:
-    config, pod = documents((EXAMPLES / "three-databases" / "1-open.yaml").read_text())
-    config["data"]["application.sh"] = "psql -h localhost -p 5430 -U postgres -qAtc 'CREATE TABLE t AS SELECT 1'"
-    sidecar = pod["spec"]["containers"][1]
+    (pod,) = documents((EXAMPLES / "three-databases" / "1-open.yaml").read_text())
+    application, sidecar = pod["spec"]["containers"]
+    application["args"][2] = "psql -h localhost -p 5430 -U postgres -qAtc 'CREATE TABLE t AS SELECT 1'"
     sidecar["command"] = ["wrap_datamon_pg", "--trust"]
     # As the example of old had it, but for the place.
-    sidecar["env"] += [
-        {"name": "dm_pg_opts", "value": ";:V:true;c:/coordination"},
+    sidecar["env"] = [each for each in sidecar["env"] if not each["name"].startswith("dm_pg_")] + [
+        {"name": "dm_pg_opts", "value": f";:V:true;c:{COORDINATION}"},
         {"name": "dm_pg_db_db1", "value": ";:r:demo;l:latest;m:postgres coordination example;p:5430"},
     ]
-    sidecar["volumeMounts"] = [each for each in sidecar["volumeMounts"] if each["name"] != "config"]
-    assert machine.play([config, pod], claims={"store": store}).wait() == {"application": 0, "postgres": 0}
+    assert machine.play([pod], claims={"store": store}).wait() == {"application": 0, "postgres": 0}
     assert list(open_store(f"file://{store}").labels("demo")) == ["latest"]
