@@ -26,7 +26,7 @@ PACKAGE = ROOT / "sidecar"
 # Each layer may import what stands below it, and nothing above. Modules of one line may import each other, without a cycle.
 LAYERS = (
     ("cli", "testing"),  # parse, one call, print; and the contracts for those who write stores and batteries
-    ("session",),  # what a pod is made of, and where one is started
+    ("session", "functions"),  # what a pod is made of, and where one is started; source code that was just handed over
     ("coordination",),
     ("batteries",),
     ("mount",),  # a bundle as a read-only file system
@@ -70,6 +70,7 @@ PURE = (
     "session/artifact.py",
     "session/catalog.py",
     "session/compose.py",
+    "session/kubelet.py",
     "session/job.py",
     "session/lead.py",
     "session/place.py",
@@ -79,6 +80,10 @@ PURE = (
     "session/variables.py",
     "store/format.py",
     "store/reference.py",
+    "functions/answer.py",
+    "functions/confinement.py",
+    "functions/hedge.py",
+    "functions/syscalls.py",
     "errors.py",
     "exits.py",
     "figures.py",

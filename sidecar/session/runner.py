@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 Manifest = dict[str, Any]
 State = Literal["waiting", "running", "exited"]
-Phase = Literal["Pending", "Running", "Succeeded", "Failed"]
+Phase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Container:
 
 @dataclass(frozen=True)
 class Status:
-    """One pod, as it stands; init containers come first, all in the manifest's order. `phase` is as Kubernetes counts."""
+    """One pod, as it stands; init containers come first, all in the manifest's order. `phase` is as Kubernetes counts.
+
+    It is Unknown where a cluster's node does not tell.
+    """
 
     name: str
     session: str
