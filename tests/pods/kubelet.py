@@ -105,6 +105,12 @@ class Ordered(Pod):
         with Directory(str(self.file("coordination"))) as directory:
             return directory.record(name)
 
+    def place(self, path: str) -> Path:
+        """Return where this process finds what the application has at `path`, on one of its volumes."""
+        (application,) = [each for each in self.main if each["name"] in ("application", "main")]
+        mount = next(each for each in application["volumeMounts"] if path.startswith(f"{each['mountPath']}/"))
+        return self.file(mount["name"], path.removeprefix(f"{mount['mountPath']}/"))
+
     def until_it_saves(self, name: str) -> None:
         """Return when a battery is saving. Nothing else is done meanwhile, or one that is fast would have saved by then."""
         until(lambda: (record := self.record(name)) is not None and record.state == SAVING, f"{name} is saving")
@@ -283,14 +289,8 @@ class ArgoStep(Ordered):
 
     def outputs(self) -> dict[str, str]:
         """Return the node's output parameters, read from the volumes that `main` has them on."""
-        found = {}
-        main = next(each for each in self.main if each["name"] == "main")
-        for each in self.template.get("outputs", {}).get("parameters", ()):
-            path = each["valueFrom"]["path"]
-            mount = next(m for m in main["volumeMounts"] if path.startswith(f"{m['mountPath']}/"))
-            text = self.file(mount["name"], path.removeprefix(f"{mount['mountPath']}/")).read_text()
-            found[each["name"]] = text.removesuffix("\n")
-        return found
+        declared = self.template.get("outputs", {}).get("parameters", ())
+        return {each["name"]: self.place(each["valueFrom"]["path"]).read_text().removesuffix("\n") for each in declared}
 
 
 def run_workflow(machine: Machine, workflow: Manifest, claims: Mapping[str, Path]) -> dict[str, ArgoStep]:

@@ -215,7 +215,7 @@ def test_a_sidecar_that_is_killed_before_it_is_ready_comes_back_and_the_applicat
 def test_a_sidecar_that_is_killed_while_it_saves_comes_back_and_saves(run: Run) -> None:
     pod = run.play(WAITS)
     run.until_it_runs()
-    make_long_to_save(pod.file("output", "long"))
+    make_long_to_save(pod.place("/output/long"))
     run.go()
     pod.until_it_saves("fuse")
     pod.crash("fuse")
@@ -268,7 +268,7 @@ def test_a_pod_that_is_deleted_saves_what_the_application_leaves_in_its_grace(ru
 def test_a_pod_that_is_deleted_while_it_saves_is_saved(run: Run) -> None:
     pod = run.play(WAITS)
     run.until_it_runs()
-    make_long_to_save(pod.file("output", "long"))
+    make_long_to_save(pod.place("/output/long"))
     run.go()
     pod.until_it_saves("fuse")
     pod.delete()

@@ -123,7 +123,7 @@ def test_a_step_whose_battery_is_killed_fails_though_its_command_succeeds(run: R
 def test_a_step_whose_battery_is_killed_while_it_saves_fails_and_leaves_no_bundle(run: Run) -> None:
     step = run.only("warm", {}, WAITS)
     step.until(step.file("coordination", "runs").exists, "the command runs")
-    make_long_to_save(step.file("output", "long"))
+    make_long_to_save(step.place("/output/long"))
     step.file("coordination", "go").touch()
     step.until_it_saves("fuse")
     step.crash("fuse")
