@@ -10,12 +10,13 @@ import pytest
 from hera.workflows import DAG, Task, Workflow
 from hera.workflows.models import TemplateRef, WorkflowTemplate
 from test_manifests import closed
-from test_session_compose import FUSE, POSTGRES, every_pod, session
+from test_session_compose import AROUND, FUSE, PODS, POSTGRES, every_pod, session
 
+from sidecar.batteries.companion import Companion, fuse
 from sidecar.errors import ParametersError
 from sidecar.session.argo import hera_template, template, workflow_template
 from sidecar.session.artifact import Artifact
-from sidecar.session.compose import compose
+from sidecar.session.compose import Session, compose
 
 
 @every_pod
@@ -66,6 +67,96 @@ def test_what_argo_would_expand_is_refused_with_its_place() -> None:
         "node: spec.containers[0].args[0]",
         "node: spec.containers[0].env[0].value",
     ]
+
+
+# --- parameters --------------------------------------------------------------------------------------------------------
+
+NEXT = fuse("bundles: [{name: in, srcPath: /input, srcRepo: warm, srcBundle: WARM}]", "next.yaml", AROUND)
+
+
+def second(*batteries: Companion, command: tuple[str, ...] = ("sort", "WARM", "COLD")) -> Session:
+    return compose("base", (), batteries or (NEXT,), command=command)
+
+
+def texts(made: dict[str, Any]) -> list[str]:
+    """Return the lines of a template that hold something which Argo expands."""
+    return sorted(line.strip() for line in json.dumps(made, indent=0).splitlines() if "{{" in line)
+
+
+def test_a_parameter_takes_the_place_of_its_example_wherever_it_is_said() -> None:
+    made = template(second(), "node", inputs={"bundle": "WARM", "other": "COLD"})
+    assert made["inputs"] == {"parameters": [{"name": "bundle"}, {"name": "other"}]}
+    assert texts(made) == [
+        '"value": ";:sp:/input;sr:warm;sb:{{inputs.parameters.bundle}}"',
+        '"{{inputs.parameters.bundle}}",',
+        '"{{inputs.parameters.other}}"',
+    ]
+    assert "WARM" not in json.dumps(made)
+
+
+def test_an_output_is_the_text_of_a_file() -> None:
+    made = template(second(), "node", outputs={"bundle": "/sidecar/coordination/bundle-id"})
+    assert made["outputs"] == {"parameters": [{"name": "bundle", "valueFrom": {"path": "/sidecar/coordination/bundle-id"}}]}
+    assert "inputs" not in made
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "place"),
+    [
+        ({"bundle": "NOWHERE"}, {}, "inputs.bundle"),
+        ({"a b": "WARM"}, {}, "inputs.a b"),
+        ({"bundle": ""}, {}, "inputs.bundle"),
+        ({"one": "WARM", "two": "WARM"}, {}, "inputs.one"),
+        ({}, {"bundle": "bundle-id"}, "outputs.bundle"),
+        ({}, {"bundle": "/{{x}}"}, "outputs.bundle"),
+        ({}, {"a}}": "/x"}, "outputs.a}}"),
+    ],
+)
+def test_parameters_that_mean_nothing_are_refused(inputs: dict[str, str], outputs: dict[str, str], place: str) -> None:
+    with pytest.raises(ParametersError) as refused:
+        template(second(), "node", inputs=inputs, outputs=outputs)
+    assert refused.value.faults[0].key == place
+
+
+def test_an_example_that_holds_another_is_replaced_whole() -> None:
+    made = template(second(command=("echo", "WARMEST", "WARM")), "node", inputs={"warm": "WARM", "warmest": "WARMEST"})
+    assert made["container"]["args"] == ["echo", "{{inputs.parameters.warmest}}", "{{inputs.parameters.warm}}"]
+
+
+def test_every_other_tag_is_refused_where_there_are_parameters_too() -> None:
+    held = second(command=("echo", "WARM", "{{inputs.parameters.bundle}}", "{{workflow.name}}"))
+    with pytest.raises(ParametersError) as refused:
+        template(held, "node", inputs={"bundle": "WARM"})
+    assert [fault.key for fault in refused.value.faults] == ["spec.containers[0].args[2]", "spec.containers[0].args[3]"]
+
+
+# --- sets --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [each for each in PODS if each != "three-and-native-sidecars"])
+def test_in_a_set_the_application_begins_behind_what_were_init_containers_and_batteries_at_once(name: str) -> None:
+    made, spec = template(session(name), "node", container_set=True), session(name).pod["spec"]
+    assert not {"container", "sidecars", "initContainers"} & set(made)
+    containers = made["containerSet"]["containers"]
+    inits = [each["name"] for each in spec.get("initContainers", ())]
+    assert [each["name"] for each in containers] == [*inits, "main", *(each["name"] for each in spec["containers"][1:])]
+    expected = [[], *([each] for each in inits)] + [[] for _ in spec["containers"][1:]]
+    assert [each.get("dependencies", []) for each in containers] == expected
+    document = workflow_template({name: session(name)}, "sessions")
+    document["spec"]["templates"] = [made]
+    jsonschema.Draft202012Validator(closed(WorkflowTemplate.model_json_schema(by_alias=True))).validate(document)
+
+
+def test_a_set_knows_no_native_sidecars() -> None:
+    with pytest.raises(ParametersError, match="fuse is a native sidecar, which a set does not know"):
+        template(session("three-and-native-sidecars"), "node", container_set=True)
+
+
+def test_hera_takes_parameters_and_sets_too() -> None:
+    made = hera_template(second(), "node", inputs={"bundle": "WARM"}, outputs={"id": "/x"}, container_set=True)
+    assert [each.name for each in made.inputs.parameters] == ["bundle"]
+    assert made.outputs.parameters[0].value_from.path == "/x"
+    assert [each.name for each in made.container_set.containers] == ["wrapper", "main", "fuse"]
 
 
 def test_a_workflow_template_of_nothing_is_refused() -> None:

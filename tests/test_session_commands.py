@@ -58,6 +58,12 @@ def test_it_prints_a_template_for_argo(place: Path) -> None:
     assert made["container"]["image"] == "example/base:12"
 
 
+def test_it_prints_a_job(place: Path) -> None:
+    found = yaml.safe_load(composed(place, "--id", "6f1c", "-o", "job").stdout)
+    assert (found["kind"], found["metadata"]["name"]) == ("Job", "session-6f1c")
+    assert found["spec"]["template"]["spec"] == yaml.safe_load(composed(place, "--id", "6f1c").stdout)["spec"]
+
+
 def test_the_response_tells_the_ports_and_log_directories(place: Path) -> None:
     found = json.loads(composed(place, "-o", "response", "--id", "6f1c").stdout)
     assert (found["session"], found["pod"]) == ("6f1c", "session-6f1c")
@@ -127,6 +133,8 @@ def test_an_executable_that_is_not_run_is_warned_of_on_stderr(place: Path) -> No
         (("--user", "me"), 2, "--user expects a number"),
         (("--", "true"), 65, "session: command: expected none where there are artifacts"),
         (("--launch", "all"), 2, "is not one of"),
+        (("--memory", "much"), 65, "session: memory: expected a quantity such as 100m or 10Gi, not 'much'"),
+        (("--battery", "fuse=fuse.yaml", "--mount"), 65, "fuse.yaml: srcPath: a bundle is mounted in a folder of a volume"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place_and_its_status(place: Path, words: tuple[str, ...], status: int, said: str) -> None:

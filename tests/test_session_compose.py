@@ -21,6 +21,7 @@ from sidecar.parameters.dictionary import decode
 from sidecar.session.artifact import Artifact, Port
 from sidecar.session.catalog import find, read_catalog
 from sidecar.session.compose import Options, Session, compose
+from sidecar.session.job import job
 from sidecar.session.place import CLOSED, below, clashes, mount_path
 from sidecar.session.plan import Plan, plan
 from sidecar.session.variables import LIMIT, Variables
@@ -112,6 +113,27 @@ def test_a_session_becomes_this_pod(name: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_its_pod_is_one_of_kubernetes(name: str, version: str) -> None:
     kubernetes_validate.validate(pod(name), version, strict=True)
+
+
+def test_a_session_becomes_this_job() -> None:
+    made = job(session("three-and-both-batteries"))
+    assert made == yaml.safe_load((GOLDEN / "job.yaml").read_text())
+
+
+@every_pod
+@pytest.mark.parametrize("version", VERSIONS)
+def test_its_job_is_one_of_kubernetes_and_its_pod_the_session(name: str, version: str) -> None:
+    made = job(session(name))
+    kubernetes_validate.validate(made, version, strict=True)
+    assert made["spec"]["template"]["spec"] == pod(name)["spec"]
+
+
+def test_a_job_fails_at_once_for_what_a_battery_says_and_never_for_what_the_application_says() -> None:
+    rules = job(session("three-and-both-batteries"))["spec"]["podFailurePolicy"]["rules"]
+    named = [rule["onExitCodes"]["containerName"] for rule in rules if "onExitCodes" in rule]
+    assert named == ["fuse", "postgres"]
+    native = job(session("three-and-native-sidecars"))["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in native] == ["Ignore"]  # the kubelet starts such a battery again, whatever its status
 
 
 def test_the_same_request_is_the_same_pod_and_another_is_another() -> None:
