@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from processes import HANG, LONG, until
+from processes import HANG, LONG, processes_that_say, until
 from session_contract import DEAF, PLAIN, POLITE, Contract, container, hear, mount, of, pod, said
 
 from sidecar.errors import ConfigurationError, ParametersError, SourceMissing
@@ -104,16 +104,6 @@ def begin(runner: LocalRunner) -> Callable[[Manifest], str]:
         return str(manifest["metadata"]["name"])
 
     return begin
-
-
-def processes_that_say(token: str) -> list[int]:
-    """Return the processes of this machine whose command line has `token` in it."""
-    found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):
-            if token.encode() in Path("/proc", name, "cmdline").read_bytes():
-                found.append(int(name))
-    return found
 
 
 def supervisor_of(runner: LocalRunner, name: str) -> int:
@@ -432,6 +422,21 @@ def test_a_path_of_the_machine_is_made_where_the_pod_says_so_and_runs(runner: Lo
     assert os.listdir(tmp_path) == []
     assert runner.wait(begin(on("DirectoryOrCreate", "made/too")), HANG).phase == "Succeeded"
     assert os.listdir(tmp_path / "made" / "too") == ["x"]
+
+
+def test_a_directory_stands_for_a_claim_and_a_claim_without_one_is_refused(tmp_path: Path) -> None:
+    runner = LocalRunner(str(tmp_path / "pods"), claims={"store": str(tmp_path)})
+    volume: Manifest = {"name": "v", "persistentVolumeClaim": {"claimName": "store"}}
+    manifest = pod(container("one", "host", "echo it > /v/file", volumeMounts=[mount("v", "/v")]), volumes=[volume])
+    runner.start(manifest)
+    assert runner.wait(manifest["metadata"]["name"], HANG).phase == "Succeeded"
+    runner.stop(manifest["metadata"]["name"])
+    assert (tmp_path / "file").read_text() == "it\n"
+    volume["persistentVolumeClaim"]["claimName"] = "other"
+    with pytest.raises(ParametersError, match="no directory stands for other; there are store"):
+        runner.start(manifest)
+    with pytest.raises(ParametersError, match="persistentVolumeClaim"):
+        LocalRunner(str(tmp_path / "pods")).start(manifest)
 
 
 def test_every_fault_of_a_manifest_is_told_at_once_and_with_its_place() -> None:

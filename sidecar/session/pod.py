@@ -28,6 +28,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 # Of the machine, as it is: what may be asked of the file system, no more than can be kept; other types are refused.
 _HOST_TYPES = ("", "Directory", "DirectoryOrCreate", "File")
+_PROPAGATION = ("", "None", "HostToContainer", "Bidirectional")
 # Where the sandbox puts what is its own.
 _TAKEN = ("/proc", "/dev")
 _WITHOUT_EFFECT = {
@@ -43,8 +44,9 @@ _WITHOUT_EFFECT = {
 class Terms:
     """What a runner honours of what not all do.
 
-    `privileges` that a container asks for; volumes that are `images`; that it runs what its image says, `own_command`, where it
-    says nothing itself; `claims` are the directories on the machine that stand for persistent volume claims, by name.
+    `privileges` that a container asks for, and mounts that it passes on to others; volumes that are `images`; that it runs what
+    its image says, `own_command`, where it says nothing itself; `claims` are the directories on the machine that stand for
+    persistent volume claims, by name.
     """
 
     privileges: bool = False
@@ -70,6 +72,7 @@ class Mount:
     path: str
     part: str = ""
     read_only: bool = False
+    propagation: str = ""
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,7 @@ class _Reader:
             tuple(expand(each, environment) for each in words),
             environment,
             directory,
-            self._mounts(one.get("volumeMounts"), f"{where}.volumeMounts", volumes),
+            self._mounts(one.get("volumeMounts"), f"{where}.volumeMounts", volumes, privileged=bool(own.get("privileged"))),
             user,
             group,
             bool(own.get("readOnlyRootFilesystem")),
@@ -310,15 +313,22 @@ class _Reader:
                 found[name] = expand(value, found)
         return found
 
-    def _mounts(self, given: Any, where: str, volumes: Mapping[str, Volume]) -> tuple[Mount, ...]:
+    def _mounts(self, given: Any, where: str, volumes: Mapping[str, Volume], *, privileged: bool) -> tuple[Mount, ...]:
         found = []
         for number, each in enumerate(self._sequence(given, where)):
             at = f"{where}[{number}]"
-            one = self._mapping(each, at, ("name", "mountPath", "subPath", "readOnly"))
+            known = ("name", "mountPath", "subPath", "readOnly", *(("mountPropagation",) if self.terms.privileges else ()))
+            one = self._mapping(each, at, known)
             name, path = self._text(one, "name", at, needed=True), self._text(one, "mountPath", at, needed=True)
             part = self._text(one, "subPath", at)
             if name and name not in volumes:
                 self._fault(f"{at}.name", f"there is no volume {name}")
+            propagation = self._text(one, "mountPropagation", at)
+            if propagation not in _PROPAGATION or (propagation == _PROPAGATION[-1] and not privileged):
+                expected = ", ".join(filter(None, _PROPAGATION))
+                self._fault(
+                    f"{at}.mountPropagation", f"expected {expected}, the last of a privileged container, not {propagation}"
+                )
             if part.startswith("/") or ".." in part.split("/") or "\0" in part:
                 self._fault(f"{at}.subPath", f"expected a path below the volume, not {part!r}")
             elif problem := _mount_problem(path):
@@ -326,7 +336,7 @@ class _Reader:
             elif name in volumes:
                 # The file system of an image is never written.
                 read_only = bool(one.get("readOnly")) or volumes[name].kind == "image"
-                found.append(Mount(name, "/" + posixpath.normpath(path).lstrip("/"), part, read_only))
+                found.append(Mount(name, "/" + posixpath.normpath(path).lstrip("/"), part, read_only, propagation))
         for outer, inner in clashes(each.path for each in found):
             # To mount in a volume is to make a directory in it first, wherever a link leads that a program left there.
             self._fault(where, f"{found[inner].path} is, or lies in, {found[outer].path}: not honoured here")

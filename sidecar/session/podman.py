@@ -139,6 +139,7 @@ class PodmanRunner(LedRunner):
             podman.run("pod", "kill", podman.called)
             podman.run("wait", "--interval=20ms", found.stdout.decode().strip())
         podman.ask("pod", "rm", "--force", "--time=0", "--ignore", podman.called)
+        _unmount(folder)
         if os.geteuid():
             # What other users of the containers made there is not the caller's to remove, but in podman's namespace.
             podman.run("unshare", "rm", "-rf", "--", os.path.join(folder.path, "volumes"))
@@ -288,6 +289,7 @@ def play(folder: Folder, pod: Pod, asked: Mapping[str, Any], dollar: str = "$") 
                 "name": f"part-{parts[mount.path]}" if mount.path in parts else names[mount.volume],
                 "mountPath": mount.path,
                 "readOnly": mount.read_only,
+                **({"mountPropagation": mount.propagation} if mount.propagation else {}),
             }
             for mount in program.mounts
         ]
@@ -328,6 +330,17 @@ def _make_volumes(folder: Folder, pod: Pod, spec: Manifest) -> None:
     for program in (*pod.inits, *pod.programs):
         for number, _ in _parts(pod, program):
             os.mkdir(_part(folder, number))
+
+
+def _unmount(folder: Folder) -> None:
+    """Have nothing mounted in a pod's volumes, or it would be removed: a container that was killed leaves what it passed on."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = [line.split(b" ")[4] for line in file]
+    below = os.fsencode(folder.path) + b"/"
+    plain = [re.sub(rb"\\([0-7]{3})", lambda digits: bytes([int(digits[1], 8)]), each) for each in points]
+    left = [each for each in reversed(plain) if each.startswith(below)]
+    if left:
+        subprocess.run(["umount", "--lazy", *map(os.fsdecode, left)], capture_output=True, check=False)
 
 
 def _part(folder: Folder, number: int) -> str:
