@@ -49,13 +49,26 @@ class Link:
 
 @dataclass(frozen=True)
 class Scratch:
-    """An empty directory in memory, which is gone with the sandbox; one that is `sealed` holds what is put there, and no more."""
+    """An empty directory in memory, which is gone with the sandbox; one that is `sealed` holds what is put there, and no more.
+
+    It takes `size` bytes, or half of the machine's memory where that is 0.
+    """
 
     target: str
     sealed: bool = False
+    size: int = 0
 
 
-Entry = Bind | Link | Scratch
+@dataclass(frozen=True)
+class Data:
+    """A file at `target` that can be read alone, or run too; it holds what the descriptor `fd`, which bwrap inherits, holds."""
+
+    fd: int
+    target: str
+    executable: bool = False
+
+
+Entry = Bind | Link | Scratch | Data
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,13 @@ class Sandbox:
     """What one command sees: the entries of its root in the order in which they are put there, and who it is.
 
     Its user is the caller, under the number `user`: without privileges, and without a way to any. It has PID namespace, IPC and
-    name of its own, and the machine's network. /proc and /dev are there by themselves. The root is the layer whose path is
-    `layer`, or else holds nothing but the entries; nothing can be written in it where it is `sealed`.
+    name of its own, and the machine's network unless it is `alone`. /dev is there by itself, and so is /proc unless it is to be
+    without. The root is the layer whose path is `layer`, or else holds nothing but the entries; nothing can be written in it
+    where it is `sealed`. The command is PID 1 where it is to be `first`; otherwise signals mean to it what they mean anywhere,
+    and bwrap reaps what it leaves.
+
+    Who is alone has no terminal, no network, not even that of a loopback, cannot make namespaces of its own, and writes nothing
+    in /dev but in the entries there. `filter` is a descriptor that says which calls of the kernel may be made (seccomp).
     """
 
     entries: tuple[Entry, ...]
@@ -75,24 +93,36 @@ class Sandbox:
     hostname: str = ""
     layer: str = ""
     sealed: bool = True
+    first: bool = True
+    alone: bool = False
+    proc: bool = True
+    filter: int = -1
 
 
 def options(sandbox: Sandbox) -> list[str]:
-    """Return what bwrap is told through --args: all but the command, which becomes PID 1 and dies with bwrap's parent."""
-    said = ["--unshare-user", "--uid", str(sandbox.user), "--gid", str(sandbox.group)]
-    said += ["--unshare-pid", "--as-pid-1", "--die-with-parent", "--unshare-ipc", "--cap-drop", "ALL"]
+    """Return what bwrap is told through --args: all but the command, which dies with bwrap's parent."""
+    said = ["--unshare-user", "--uid", str(sandbox.user), "--gid", str(sandbox.group), "--unshare-pid"]
+    said += ["--as-pid-1"] if sandbox.first else []
+    said += ["--die-with-parent", "--unshare-ipc", "--cap-drop", "ALL"]
+    if sandbox.alone:
+        said += ["--unshare-net", "--unshare-cgroup-try", "--disable-userns", "--new-session"]
     if sandbox.hostname:
         said += ["--unshare-uts", "--hostname", sandbox.hostname[:HOSTNAME_LONGEST].rstrip("-.")]
     if sandbox.layer:
         said += ["--bind", sandbox.layer, "/"]
-    said += ["--proc", "/proc", "--dev", "/dev"]
+    said += ["--proc", "/proc"] if sandbox.proc else []
+    said += ["--dev", "/dev"]
     for entry in sandbox.entries:
         said += _entry(entry)
     for entry in sandbox.entries:
         if isinstance(entry, Scratch) and entry.sealed:
             said += ["--remount-ro", entry.target]
+    if sandbox.alone:
+        said += ["--remount-ro", "/dev"]
     if sandbox.sealed:
         said += ["--remount-ro", "/"]
+    if sandbox.filter >= 0:
+        said += ["--seccomp", str(sandbox.filter)]
     said += ["--chdir", sandbox.directory, "--clearenv"]
     for name, value in sandbox.environment.items():
         said += ["--setenv", name, value]
@@ -120,6 +150,9 @@ def _entry(entry: Entry) -> list[str]:
             return ["--ro-bind" if read_only else "--bind", source, target]
         case Link(text, target):
             return ["--symlink", text, target]
+        case Data(fd, target, executable):
+            return ["--perms", "0555" if executable else "0444", "--ro-bind-data", str(fd), target]
         case Scratch(target):
+            size = ["--size", str(entry.size)] if entry.size else []
             # Anybody may write in it, as in a container's own layer; but for what it holds, and where it is sealed.
-            return ["--perms", "0755" if entry.sealed else "1777", "--tmpfs", target]
+            return [*size, "--perms", "0755" if entry.sealed else "1777", "--tmpfs", target]

@@ -1,0 +1,99 @@
+"""What is asked of a function, what its workers come to, and what is answered. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["ok", "error", "timeout", "output-limit", "file-limit", "signalled", "worker-failed", "lost"]
+
+MOST_WORKERS = 5
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one worker may use: seconds, bytes and counts. `output` is of each stream, `scratch` of each place it may write to,
+    `data` of each process."""
+
+    wall: float = 3.0
+    cpu: int = 3
+    data: int = 512 * MIB
+    processes: int = 64
+    files: int = 64
+    file: int = 10 * MIB
+    output: int = 64 * KIB
+    scratch: int = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call: the source as it was handed over, and what its program is given. `context` is text, JSON as a rule.
+
+    `workers` run it at once, or each `delay` seconds after the one before.
+    """
+
+    source: bytes
+    arguments: tuple[str, ...] = ()
+    stdin: bytes = b""
+    context: str = ""
+    limits: Limits = Limits()
+    workers: int = 2
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one worker came to. `code` is that of a program that ended by itself, `signal` what ended it; of a worker that failed
+    `reason` says why; one that `lost` was ended because another had won. `wall` is in seconds."""
+
+    worker: int
+    status: Status
+    code: int | None = None
+    signal: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    wall: float = 0.0
+    reason: str = ""
+
+    @property
+    def answers(self) -> bool:
+        """Whether this is the program's doing, and so an answer."""
+        return self.status not in ("worker-failed", "lost")
+
+    def agrees(self, other: Ran) -> bool:
+        """Tell whether two programs ended alike."""
+        return (self.status, self.code, self.signal) == (other.status, other.code, other.signal)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call came to: the worker that won, and all of them, in the order in which they were begun."""
+
+    language: str
+    version: str
+    won: Ran
+    workers: tuple[Ran, ...] = field(default_factory=tuple)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the answer as plain data; what is no UTF-8 in the streams is replaced."""
+        won = self.won
+        return {
+            "language": self.language,
+            "version": self.version,
+            "status": won.status,
+            "code": won.code,
+            "signal": won.signal,
+            "stdout": won.stdout.decode(errors="replace"),
+            "stderr": won.stderr.decode(errors="replace"),
+            "wall_ms": _milliseconds(won.wall),
+            "worker": won.worker,
+            "workers": [
+                {"worker": each.worker, "status": each.status, "wall_ms": _milliseconds(each.wall), "reason": each.reason}
+                for each in self.workers
+            ],
+        }
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)
