@@ -1,7 +1,7 @@
 """What a hostile program tries in a worker, each told in Perl, which every Debian holds; and how each language runs that.
 
-An attack prints what it got, and that it has tried all; what it is to print says that it got nothing. PORT is one that somebody listens to on the machine's
-loopback, SECRET the path of a file of the machine's.
+An attack prints what it got, and that it has tried all; what it is to print says that it got nothing. PORT is one that somebody
+listens to on the machine's loopback, SECRET the path of a file of the machine's.
 """
 
 from __future__ import annotations

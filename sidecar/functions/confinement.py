@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.functions.answer import Asked, Limits
-SCRIPT = "runtime.sh"
 from sidecar.sandbox import Bind, Data, Entry, Link, Sandbox, Scratch
 
-SOURCE = "/code/source"
+SCRIPT, SOURCE = "/opt/runtime.sh", "/code/source"
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _NOBODY = 65534
 # Of two seconds: the first tells the program, the second ends it.
@@ -48,7 +47,7 @@ def sandbox(asked: Asked, machine: Machine, script: int, source: int, calls: int
     return Sandbox(
         (
             *machine.system,
-            Data(script, f"/opt/{SCRIPT}", executable=True),
+            Data(script, SCRIPT, executable=True),
             Data(source, SOURCE),
             Scratch("/dev/shm", size=asked.limits.scratch),
             Scratch("/tmp", size=asked.limits.scratch),
@@ -67,7 +66,7 @@ def sandbox(asked: Asked, machine: Machine, script: int, source: int, calls: int
 
 def command(asked: Asked) -> list[str]:
     """Return what runs in the sandbox."""
-    return [f"/opt/{SCRIPT}", SOURCE, *asked.arguments]
+    return [SCRIPT, SOURCE, *asked.arguments]
 
 
 def links(found: Sequence[tuple[str, str]]) -> tuple[Entry, ...]:
