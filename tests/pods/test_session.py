@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,22 @@ def test_a_battery_brings_its_bundle_to_a_session_and_keeps_what_it_makes(
     assert bundle.message == "it's $(x)"
     kept.populate(bundle, tmp_path / "out")
     assert (tmp_path / "out" / "copy").read_text() == "mon,12\n"
+
+
+def test_a_command_is_run_by_an_image_that_holds_nothing_else_and_what_it_writes_is_kept(
+    machine: Machine, store: Path, tmp_path: Path
+) -> None:
+    app = tmp_path / "app"
+    subprocess.run(["gcc", "-static", "-Os", "-s", Path(__file__).parent / "application.c", "-o", app], check=True)
+    name = machine.build(f"only-{tmp_path.name}", {"app": app})
+    document = "bundles: [{name: out, destPath: /output, destRepo: results, destMessage: m, destLabel: latest}]"
+    battery = fuse(document, "fuse.yaml", Around(COORDINATION, "file:///store", "store", tag=image("x").rpartition(":")[2]))
+    command = ["/app", "write", "/output/file", "it's $(PATH) $HOME\n;"]
+    session = compose(name, (), [battery], replace(OPTIONS, read_only=True), command=command)
+    pod = machine.play([session.pod], claims={"store": store})
+    assert pod.wait() == {"application": 0, "fuse": 0}, pod.told()
+    kept = open_store(f"file://{store}")
+    kept.populate(kept.resolve("results", label="latest"), tmp_path / "out")
+    assert (tmp_path / "out" / "file").read_text() == command[-1]
+    alone = machine.play([compose(name, (), (), OPTIONS, command=["/app", "exit", "7"]).pod])
+    assert alone.wait() == {"application": 7}
