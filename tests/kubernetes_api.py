@@ -134,6 +134,7 @@ class Api:
         self.requests: list[Request] = []
         self.wrong: list[str] = []
         self.page = 500
+        self.stuck = False  # nodes let go of nothing
         self.pods: dict[str, Manifest] = {}
         self._plans: list[tuple[str, Plan]] = []
         self._events: list[tuple[int, str, Manifest]] = []
@@ -299,7 +300,8 @@ class Api:
             stamp = {"deletionTimestamp": pod["metadata"]["creationTimestamp"], "deletionGracePeriodSeconds": grace}
             going = {**pod, "metadata": {**pod["metadata"], **stamp}}
             self._publish("MODIFIED", going)
-            self._spawn(lambda: self._end(name, pod["metadata"]["uid"], grace))
+            if not self.stuck:
+                self._spawn(lambda: self._end(name, pod["metadata"]["uid"], grace))
             return going
 
     def page_of(self, query: dict[str, str]) -> Manifest:
@@ -650,6 +652,8 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "application/json")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
+            if cut == 0:
+                raise _Over
             for number, part in enumerate(parts):
                 if number == cut:
                     # In the middle of a line, too.

@@ -5,18 +5,40 @@ No cluster took part. The server is kubernetes_api's: it looks at every request,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kubernetes_api import Api
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from kubernetes.client import ApiClient, Configuration, V1Pod
+from kubernetes_api import Api, Cut, Event, Lost, Plan, Refusal, Reset
 from processes import HANG
-from session_contract import Contract, container, mount, of, pod, said
+from session_contract import PLAIN, POLITE, Contract, container, hear, mount, of, pod, running, said
+from test_session_local import artifacts, check_told
 
-from sidecar.session.kubernetes import KubernetesRunner
-from sidecar.session.runner import Runner
+from sidecar.errors import ConfigurationError, DeadlinePassed, Fault, ParametersError, SidecarError, SourceMissing, Unreachable
+from sidecar.session import cluster, kubelet, kubernetes
+from sidecar.session.cluster import MARK, Failed, TooLate, Trouble
+from sidecar.session.compose import Options, compose
+from sidecar.session.kubelet import Told, end_of, status_of
+from sidecar.session.kubernetes import KubernetesRunner, as_v1pod
+from sidecar.session.runner import Container, Manifest, Runner, Status
 
+PODS = "/api/v1/namespaces/sessions/pods"
+GOLDEN = {each.stem: yaml.safe_load(each.read_text()) for each in (Path(__file__).parent / "golden" / "session").glob("*.yaml")}
+SESSIONS = sorted(name for name, manifest in GOLDEN.items() if manifest["kind"] == "Pod")
+# Whose image cannot be pulled: such a pod is there, and never begins.
+NOWHERE = "example/nowhere:1"
+OURS = {"app.kubernetes.io/managed-by": "sidecar"}
 TOKEN = "a-token-of-the-tests"
 
 
@@ -51,3 +73,859 @@ class TestOnACluster(Contract):
         assert status.phase == "Succeeded"
         assert (of(status, "one").exit, of(status, "one").restarts) == (0, 2)
         assert said(runner, name, "one").split() == ["2", "3"]
+
+
+@pytest.fixture
+def begin(runner: KubernetesRunner) -> Callable[[Manifest], str]:
+    def begin(manifest: Manifest) -> str:
+        runner.start(manifest)
+        return str(manifest["metadata"]["name"])
+
+    return begin
+
+
+def idle(name: str = "") -> Manifest:
+    """Return a pod that is there and does nothing."""
+    return pod(container("one", NOWHERE, "true"), name=name)
+
+
+def in_background(work: Callable[[], object]) -> Callable[[], Any]:
+    """Begin `work` beside the test; return what returns its outcome, or raises it."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append((work(), None))
+        except Exception as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def outcome() -> Any:
+        thread.join(HANG)
+        value, error = found[0]
+        if error is not None:
+            raise error
+        return value
+
+    return outcome
+
+
+# --- what is asked -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_sent_is_this(api: Api, runner: KubernetesRunner) -> None:
+    manifest = idle("p")
+    runner.start(manifest)
+    runner.status("p")
+    runner.list()
+    with pytest.raises(DeadlinePassed):
+        runner.wait("p", 0.05)
+    assert list(runner.logs("p", "one")) == []
+    runner.stop("p", 1.2)
+    sent = [(each.verb, each.path, each.query) for each in api.requests]
+    (created,) = api.asked("POST")
+    versions = [each.query.pop("resourceVersion") for each in api.asked("WATCH")]
+    until, until_gone = (int(each.query.pop("timeoutSeconds")) for each in api.asked("WATCH"))
+    assert (until, 60 < until_gone <= 122) == (1, True)
+    watch = {"watch": "true", "fieldSelector": "metadata.name=p", "allowWatchBookmarks": "true"}
+    assert sent == [
+        ("POST", PODS, {"fieldValidation": "Strict"}),
+        ("GET", f"{PODS}/p", {}),
+        ("LIST", PODS, {"labelSelector": "app.kubernetes.io/managed-by=sidecar", "limit": "500"}),
+        ("GET", f"{PODS}/p", {}),
+        ("WATCH", PODS, watch),
+        ("GET", f"{PODS}/p", {}),
+        ("LOG", f"{PODS}/p/log", {"container": "one", "timestamps": "true"}),
+        ("GET", f"{PODS}/p", {}),
+        ("DELETE", f"{PODS}/p", {}),
+        ("WATCH", PODS, watch),
+    ]
+    assert all(version.isdecimal() for version in versions)
+    mark = created.body["metadata"]["annotations"].pop(MARK)
+    assert len(mark) == 36
+    labels = {**manifest["metadata"]["labels"], **OURS}
+    assert created.body == {**manifest, "metadata": {"name": "p", "labels": labels, "annotations": {}}}
+    (deleted,) = api.asked("DELETE")
+    assert deleted.body == {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "preconditions": {"uid": deleted.body["preconditions"]["uid"]},
+        "gracePeriodSeconds": 2,
+    }
+    bearer, accept = {"Authorization": f"Bearer {TOKEN}"}, {"Accept": "application/json"}
+    for each in api.requests:
+        typed = {} if each.body is None else {"Content-Type": "application/json"}
+        assert each.headers == {**bearer, **accept, **typed}
+
+
+def test_a_manifest_is_not_changed_by_being_begun(runner: KubernetesRunner) -> None:
+    manifest = idle()
+    before = json.dumps(manifest)
+    runner.start(manifest)
+    assert json.dumps(manifest) == before
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "%2e%2e", "a?b", "a#b", "x" * 254])
+def test_what_is_no_name_is_never_asked_for(api: Api, runner: KubernetesRunner, name: str) -> None:
+    # `..` would be the namespace, nothing all of its pods.
+    for ask in (runner.status, runner.wait, runner.stop, lambda name: list(runner.logs(name, "one"))):
+        with pytest.raises(SourceMissing):
+            ask(name)
+    assert api.requests == []
+
+
+@pytest.mark.parametrize("namespace", ["..", "a/b", "a.b", "UPPER", "a?b"])
+def test_what_is_no_namespace_is_refused(api: Api, namespace: str) -> None:
+    with pytest.raises(ConfigurationError, match="namespace"):
+        KubernetesRunner(namespace, client=api.client())
+
+
+def test_three_artifacts_run_as_one_container(runner: KubernetesRunner, tmp_path: Path) -> None:
+    session = compose("host", artifacts(tmp_path / "images", PLAIN), (), Options(delivery="image"))
+    runner.start(session.pod)
+    name = session.pod["metadata"]["name"]
+    status = runner.wait(name, HANG)
+    assert (status.phase, status.session) == ("Succeeded", session.id), said(runner, name, "application")
+    check_told(said(runner, name, "application"), PLAIN)
+    assert [each.name for each in runner.list()] == [name]
+    assert runner.stop(name).phase == "Succeeded"
+
+
+# --- a pod is begun once, or not at all --------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken_is_refused_and_nothing_is_deleted(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(idle())
+    was = api.pods[name]
+    with pytest.raises(ConfigurationError, match=f"{name} already in namespace sessions"):
+        runner.start(idle(name))
+    assert api.pods[name] == was
+    assert [each.verb for each in api.requests] == ["POST", "POST"]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Reset(),
+        Lost(),
+        Cut(0),
+        Refusal(500, "InternalError"),
+        Refusal(503),
+        Refusal(504, "Timeout"),
+        Refusal(429),
+        Refusal(200, raw=b"<p>"),
+    ],
+    ids=["reset", "lost", "cut", "500", "503", "504", "429", "no API"],
+)  # fmt: skip
+@pytest.mark.parametrize("how_often", [1, 2])
+def test_a_pod_whose_creation_is_not_answered_is_begun_once(
+    api: Api, runner: KubernetesRunner, plan: Plan, how_often: int
+) -> None:
+    api.fail("POST", *[plan] * how_often)
+    manifest = idle()
+    runner.start(manifest)
+    made = [kind for _, kind, _ in api._events if kind == "ADDED"]
+    assert (made, list(api.pods)) == (["ADDED"], [manifest["metadata"]["name"]])
+    marks = {each.body["metadata"]["annotations"][MARK] for each in api.asked("POST")}
+    assert {each["metadata"]["annotations"][MARK] for each in api.pods.values()} == marks
+    if isinstance(plan, Lost | Cut):
+        assert len(api.asked("POST")) == 1  # It was looked for, and found.
+
+
+def test_after_an_answer_that_was_lost_somebody_elses_pod_is_not_taken_for_ours(
+    api: Api, runner: KubernetesRunner, begin: Any
+) -> None:
+    name = begin(idle())
+    was = api.pods[name]
+    for plans in ([Refusal(503)], [Reset(), Refusal(503)]):
+        api.fail("POST", *plans)
+        with pytest.raises(ConfigurationError, match="already"):
+            runner.start(idle(name))
+    assert api.pods == {name: was}
+    assert not api.asked("DELETE")
+
+
+def test_a_quota_that_somebody_else_changed_meanwhile_is_no_name_that_is_taken(api: Api, runner: KubernetesRunner) -> None:
+    api.fail("POST", Refusal(409, "Conflict", "Operation cannot be fulfilled on resourcequotas: the object has been modified"))
+    runner.start(idle("p"))
+    assert list(api.pods) == ["p"]
+
+
+def test_who_cannot_know_whether_a_pod_was_begun_says_so(api: Api) -> None:
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0.3)
+    api.fail("POST", Lost())
+    api.fail("GET", *[Refusal(503)] * 50)
+    with pytest.raises(Unreachable, match="whether pod p was begun is not known"):
+        runner.start(idle("p"))
+    assert list(api.pods) == ["p"]
+
+
+# --- errors, by who can put them right ---------------------------------------------------------------------------------
+
+CAUSES = (("spec.containers[0].ports[0].containerPort", "must be between 1 and 65535"), ("metadata.labels", "must be no joke"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind", "told"),
+    [
+        (Refusal(401, "Unauthorized", "Unauthorized"), ConfigurationError, "does not know who asks"),
+        (Refusal(403, "Forbidden", 'pods is forbidden: User "u" cannot create'), ConfigurationError, 'User "u" cannot create'),
+        (Refusal(404, "NotFound", 'namespaces "sessions" not found'), SourceMissing, 'namespaces "sessions" not found'),
+        (Refusal(400, "BadRequest", 'unknown field "spec.x"'), ParametersError, 'unknown field "spec.x"'),
+        (Refusal(422, "Invalid", "is invalid", causes=CAUSES), ParametersError, "must be no joke"),
+        (Refusal(422, "Invalid", "is invalid"), ParametersError, "is invalid"),
+        (Refusal(413, raw=b"too large"), ParametersError, ""),
+        (Refusal(500, "InternalError", "etcd"), Unreachable, "etcd"),
+        (Refusal(503, raw=b"<html>bad gateway</html>"), Unreachable, "status 503"),
+        (Refusal(429, "TooManyRequests", headers={"Retry-After": "3600"}), Unreachable, "status 429"),
+        (Refusal(418, raw=b"[]"), Unreachable, "status 418"),
+    ],
+    ids=lambda value: str(value.status) if isinstance(value, Refusal) else "",
+)
+@pytest.mark.parametrize("verb", ["POST", "LIST"])
+def test_a_refusal_is_told_to_whoever_can_put_it_right(
+    api: Api, verb: str, refusal: Refusal, kind: type[SidecarError], told: str
+) -> None:
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0.3)
+    api.fail(verb, *[refusal] * 50)
+    with pytest.raises(kind) as raised:
+        runner.start(idle()) if verb == "POST" else runner.list()
+    assert type(raised.value) is kind
+    assert told in str(raised.value)
+
+
+def test_every_cause_of_a_refusal_is_told_with_its_field(api: Api, runner: KubernetesRunner) -> None:
+    api.fail("POST", Refusal(422, "Invalid", "is invalid", causes=CAUSES))
+    with pytest.raises(ParametersError) as raised:
+        runner.start(idle())
+    assert raised.value.faults == tuple(Fault("pod", *each) for each in CAUSES)
+
+
+def test_a_field_that_kubernetes_does_not_know_is_refused_and_does_not_vanish(api: Api, runner: KubernetesRunner) -> None:
+    manifest = idle()
+    manifest["spec"]["containers"][0]["comand"] = ["x"]
+    with pytest.raises(ParametersError, match="comand"):
+        runner.start(manifest)
+    assert api.pods == {}
+
+
+def test_a_token_stands_in_no_error(api: Api) -> None:
+    echo = f"you sent Authorization: Bearer {TOKEN}"
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0)
+    for refusal in (
+        Refusal(401, "Unauthorized", echo),
+        Refusal(403, "Forbidden", echo),
+        Refusal(404, "NotFound", echo),
+        Refusal(422, "Invalid", echo, causes=((f"a.{TOKEN}", echo),)),
+        Refusal(503, "", echo),
+    ):
+        api.fail("POST", refusal)
+        with pytest.raises(SidecarError) as raised:
+            runner.start(idle())
+        assert TOKEN not in str(raised.value) + repr(raised.value) + repr(getattr(raised.value, "faults", ""))
+    with pytest.raises(ConfigurationError) as unsendable:
+        KubernetesRunner("sessions", client=api.client(token=f"{TOKEN}\n")).list()
+    assert TOKEN not in str(unsendable.value)
+    assert unsendable.value.__cause__ is None
+
+
+def test_a_token_that_is_not_known_is_told(api: Api) -> None:
+    with pytest.raises(ConfigurationError, match="does not know who asks"):
+        KubernetesRunner("sessions", client=api.client(token="another")).list()
+
+
+def test_a_server_that_is_not_there_is_told(api: Api) -> None:
+    client = ApiClient(Configuration(host="http://127.0.0.1:9", retries=False))
+    runner = KubernetesRunner("sessions", client=client, patience=0.2)
+    for ask in (lambda: runner.start(idle()), runner.list, lambda: runner.stop("p"), lambda: runner.wait("p")):
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
+            ask()
+
+
+@pytest.mark.parametrize("plan", [Reset(), Cut(0), Refusal(429, headers={"Retry-After": "0"}), Refusal(500), Refusal(503)])
+def test_what_fails_for_a_moment_is_asked_again(api: Api, runner: KubernetesRunner, begin: Any, plan: Plan) -> None:
+    name = begin(idle())
+    for verb in ("GET", "LIST", "DELETE"):
+        api.fail(verb, plan, plan)
+    assert runner.status(name).phase == "Pending"
+    assert [each.name for each in runner.list()] == [name]
+    assert runner.stop(name, 1).phase == "Failed"
+    assert api.pods == {}
+
+
+class Clock:
+    """Time that passes only where it is slept."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(cluster, "time", clock)
+    monkeypatch.setattr(cluster, "random", SimpleNamespace(uniform=lambda low, high: high))
+    return clock
+
+
+def test_attempts_become_rarer_and_come_to_an_end(clock: Clock) -> None:
+    trouble = Trouble(30)
+    with suppress(Failed):
+        for _ in range(100):
+            trouble.wait(Failed(503, ""))
+    assert clock.slept == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8, 8]
+    trouble.over()
+    trouble.wait(Failed(503, ""))
+    assert clock.slept[-1] == 0.1
+
+
+def test_a_server_that_says_when_is_asked_then_and_not_before(clock: Clock) -> None:
+    Trouble(30).wait(Failed(429, "", after=7))
+    assert clock.slept == [7]
+    with pytest.raises(Failed):
+        Trouble(30).wait(Failed(429, "", after=31))
+    with pytest.raises(TooLate):
+        Trouble(30).wait(Failed(429, "", after=20), clock.now + 3)
+    assert clock.slept == [7, 3]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 418, 422])
+def test_what_will_not_get_better_is_not_asked_again(clock: Clock, status: int) -> None:
+    with pytest.raises(Failed):
+        Trouble(30).wait(Failed(status, ""))
+    assert clock.slept == []
+
+
+# --- waiting -----------------------------------------------------------------------------------------------------------
+
+
+def gated(tmp_path: Path, script: str = "exit 5", **more: Any) -> Manifest:
+    """Return a pod that ends once `go` is in a folder of the machine."""
+    one = container("one", "host", f"until [ -e /v/go ]; do sleep 0.02; done; {script}", volumeMounts=[mount("v", "/v")])
+    return pod(one, volumes=[{"name": "v", "hostPath": {"path": str(tmp_path)}}], **more)
+
+
+def test_who_waits_asks_once_and_is_told(api: Api, runner: KubernetesRunner, begin: Any, tmp_path: Path) -> None:
+    name = begin(gated(tmp_path))
+    waiting = in_background(lambda: runner.wait(name))
+    api.await_request("WATCH")
+    (tmp_path / "go").touch()
+    assert of(waiting(), "one").exit == 5
+    assert [each.verb for each in api.requests] == ["POST", "GET", "WATCH"]
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        [Reset()],
+        [Refusal(500, "InternalError"), Refusal(503), Refusal(429)],
+        [Cut(0), Cut(0), Cut(1)],
+        [Refusal(410, "Expired")],
+        [Event("ERROR", json.loads(Refusal(410, "Expired").body()))],
+        [Event("ERROR", json.loads(Refusal(500, "InternalError").body())), Reset()],
+        [Event("BOOKMARK", {"metadata": {"resourceVersion": "101"}})],
+        [Refusal(200, raw=b"<html>"), Refusal(200, raw=b"")],
+    ],
+    ids=["reset", "refused", "cut", "410", "too old", "error", "bookmark", "no API"],
+)
+def test_a_watch_that_fails_is_begun_again(
+    api: Api, runner: KubernetesRunner, begin: Any, tmp_path: Path, plans: list[Plan]
+) -> None:
+    api.fail("WATCH", *plans)
+    name = begin(gated(tmp_path))
+    waiting = in_background(lambda: runner.wait(name))
+    api.await_request("WATCH", len(plans) + (0 if isinstance(plans[0], Cut) else 1))
+    (tmp_path / "go").touch()
+    assert waiting().phase == "Failed"
+    assert len(api.asked("GET")) <= 2  # once more where what happened since is not known
+
+
+def test_what_happened_while_no_watch_was_there_is_not_missed(
+    api: Api, runner: KubernetesRunner, begin: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "go").touch()
+    name = begin(gated(tmp_path))
+    assert runner.wait(name, HANG).phase == "Failed"
+    # As somebody who began to wait before all that, and whose watch is too old by now.
+    was = {**api.pods[name], "metadata": {**api.pods[name]["metadata"], "resourceVersion": "1"}, "status": {"phase": "Pending"}}
+    api.forget()
+    states = [kubelet.status_of(each).phase for each, _ in zip_until_ended(runner._cluster.states(was))]
+    assert states == ["Pending", "Failed"]
+
+
+def zip_until_ended(states: Any) -> Iterator[tuple[Manifest, bool]]:
+    for state in states:
+        yield state
+        if state[0]["status"]["phase"] in kubelet.ENDED:
+            return
+
+
+def test_a_watch_that_never_works_comes_to_an_end(api: Api, begin: Any) -> None:
+    name = begin(idle())
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0.5)
+    for plan in (Refusal(503), Reset(), Cut(0)):
+        api.fail("WATCH", *[plan] * 100)
+        with pytest.raises(Unreachable, match="cannot be watched"):
+            runner.wait(name)
+        api._plans.clear()
+    api.fail("WATCH", *[Refusal(503)] * 100)
+    with pytest.raises(DeadlinePassed):
+        runner.wait(name, 0.2)
+
+
+def test_a_pod_that_somebody_removes_is_no_longer_waited_for(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(pod(container("one", "host", POLITE)))
+    running(runner, name, "one")
+    waiting = in_background(lambda: runner.wait(name))
+    api.await_request("WATCH")
+    api.remove(name)
+    with pytest.raises(SourceMissing, match="removed while it was waited for"):
+        waiting()
+
+
+def test_a_pod_that_is_replaced_by_another_while_nobody_looks_is_gone(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    for too_old in (False, True):
+        name = begin(idle())
+        was = api.pods[name]
+        api.remove(name)
+        runner.start(idle(name))
+        if too_old:
+            api.forget()
+            assert list(runner._cluster.states(was)) == [(was, False), (was, True)]
+        else:
+            assert [removed for _, removed in runner._cluster.states(was)][-1]
+
+
+def test_a_pod_that_somebody_stops_while_it_is_waited_for_has_ended(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(pod(container("one", "host", POLITE)))
+    hear(runner, name, "one", "ready")
+    waiting = in_background(lambda: runner.wait(name))
+    api.await_request("WATCH")
+    assert runner.stop(name) == waiting()
+
+
+def test_a_pod_that_is_evicted_has_failed_and_says_why(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(pod(container("one", "host", POLITE)))
+    running(runner, name, "one")
+    waiting = in_background(lambda: runner.wait(name))
+    api.await_request("WATCH")
+    api.change(name, phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
+    assert (waiting().phase, waiting().reason) == ("Failed", "Evicted: The node was low on resource: memory.")
+
+
+def test_an_image_that_cannot_be_pulled_is_told(runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(idle())
+    why = f'ImagePullBackOff: Back-off pulling image "{NOWHERE}"'
+    assert runner.status(name) == Status(name, "of-the-tests", "Pending", (Container("one", "waiting", None, 0, why),))
+    with pytest.raises(DeadlinePassed, match="one waits: ImagePullBackOff"):
+        runner.wait(name, 0.05)
+    assert list(runner.logs(name, "one")) == []
+    assert runner.stop(name, 1).phase == "Failed"
+
+
+# --- stopping ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("grace", "sent"), [(None, None), (0, 1), (0.2, 1), (2.5, 3), (7, 7)])
+def test_a_grace_is_sent_in_whole_seconds_and_never_none(
+    api: Api, runner: KubernetesRunner, begin: Any, grace: float | None, sent: int | None
+) -> None:
+    runner.stop(begin(idle()), grace)
+    (deleted,) = api.asked("DELETE")
+    assert deleted.body.get("gracePeriodSeconds") == sent
+
+
+def test_a_pod_that_is_not_ours_is_left_alone(api: Api, runner: KubernetesRunner) -> None:
+    theirs = idle("theirs")
+    with api._changed:
+        api.create(theirs)
+    with pytest.raises(ConfigurationError, match="none of ours"):
+        runner.stop("theirs")
+    assert runner.list() == []
+    assert runner.status("theirs").phase == "Pending"
+    assert (list(api.pods), api.asked("DELETE")) == (["theirs"], [])
+
+
+def test_a_pod_that_is_said_to_be_somebody_elses_is_not_begun(api: Api, runner: KubernetesRunner) -> None:
+    manifest = idle()
+    manifest["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "helm"}
+    with pytest.raises(ParametersError, match="managed-by"):
+        runner.start(manifest)
+    nameless: Manifest
+    for nameless in ({}, {"metadata": {}}, {"metadata": {"generateName": "x-"}}):
+        with pytest.raises(ParametersError, match=r"metadata\.name"):
+            runner.start({**idle(), "metadata": {}} | nameless)
+    assert api.requests == []
+
+
+def test_another_pod_that_has_the_name_by_now_is_not_deleted(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(idle())
+    stale = runner._cluster.get(name)["metadata"]["uid"]
+    api.remove(name)
+    runner.start(idle(name))
+    assert runner._cluster.delete(name, stale, None) is False
+    assert list(api.pods) == [name]
+    api.fail("DELETE", Refusal(409, "Conflict"))
+    with pytest.raises(SourceMissing):
+        runner.stop(name)
+
+
+@pytest.mark.parametrize("plan", [Lost(), Reset(), Cut(0), Refusal(503)])
+def test_a_pod_whose_deletion_is_not_answered_is_stopped_once(api: Api, runner: KubernetesRunner, begin: Any, plan: Plan) -> None:
+    name = begin(pod(container("one", "host", POLITE)))
+    hear(runner, name, "one", "ready")
+    api.fail("DELETE", plan)
+    api.fail("WATCH", Cut(1), Reset())
+    status = runner.stop(name)
+    assert (status.phase, of(status, "one").exit) == ("Failed", 3)
+    assert api.pods == {}
+
+
+def test_a_node_that_does_not_let_go_is_told(
+    api: Api, runner: KubernetesRunner, begin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "_GOING", -0.7)
+    name = begin(idle())
+    api.stuck = True
+    with pytest.raises(DeadlinePassed, match="has not let go"):
+        runner.stop(name, 1)
+    assert runner.status(name).reason == "it is being deleted"
+
+
+# --- lists -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_read_page_by_page_and_holds_what_is_ours(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    names = sorted(begin(idle()) for _ in range(5))
+    with api._changed:
+        api.create(idle("theirs"))
+    api.page = 2
+    assert [each.name for each in runner.list()] == names
+    assert [each.query.get("continue") for each in api.asked("LIST")] == [None, "2", "4"]
+
+
+def test_a_list_whose_pages_are_too_old_is_begun_again(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    names = sorted(begin(idle()) for _ in range(3))
+    api.page = 2
+    answers = iter([None, Refusal(410, "Expired")])
+    plans = api.begins
+    api.begins = lambda request: plans(request) or (next(answers, None) if request.verb == "LIST" else None)  # type: ignore[method-assign]
+    assert [each.name for each in runner.list()] == names
+    assert [each.query.get("continue") for each in api.asked("LIST")] == [None, "2", None, "2"]
+
+
+# --- logs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plans", [[Cut(0), Cut(1), Cut(50), Cut(399)], [Reset(), Refusal(500), Refusal(503)]], ids=["cut", "refused"]
+)
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_log_whose_connection_breaks_is_told_on_from_there(
+    api: Api, runner: KubernetesRunner, begin: Any, plans: list[Plan], follow: bool
+) -> None:
+    name = begin(pod(container("one", "host", "seq 400; printf 'no end'")))
+    runner.wait(name, HANG)
+    api.fail("LOG", *plans)
+    told = b"".join(runner.logs(name, "one", follow=follow))
+    assert told.decode() == "".join(f"{n}\n" for n in range(1, 401)) + "no end"
+
+
+def test_who_follows_hears_all_lives_that_come_once_each(api: Api, runner: KubernetesRunner, begin: Any, tmp_path: Path) -> None:
+    # Each life ends when it is told to: so all are heard, though a cluster keeps but two.
+    script = (
+        "echo >> /v/lives; n=$(wc -l < /v/lives); echo life $n; until [ -e /v/go$n ]; do sleep 0.02; done; echo over $n;"
+        " [ $n -gt 3 ] || exit 1"
+    )
+    one = container("one", "host", script.replace("$", "$$"), volumeMounts=[mount("v", "/v")])
+    name = begin(pod(one, volumes=[{"name": "v", "hostPath": {"path": str(tmp_path)}}], restartPolicy="OnFailure"))
+    heard = b""
+    for data in runner.logs(name, "one", follow=True):
+        heard += data
+        for life in range(1, 5):
+            if f"life {life}\n".encode() in heard:
+                (tmp_path / f"go{life}").touch()
+    assert heard.decode() == "".join(f"life {n}\nover {n}\n" for n in range(1, 5))
+    # Of each life was asked once or twice; and not all the time.
+    assert len(api.asked("LOG")) <= 16
+
+
+def test_who_follows_before_a_container_begins_hears_it_from_its_beginning(
+    runner: KubernetesRunner, begin: Any, tmp_path: Path
+) -> None:
+    init = container("init", "host", "until [ -e /v/go ]; do sleep 0.02; done", volumeMounts=[mount("v", "/v")])
+    volumes = [{"name": "v", "hostPath": {"path": str(tmp_path)}}]
+    name = begin(pod(container("one", "host", "echo here"), inits=(init,), volumes=volumes))
+    heard = in_background(lambda: list(runner.logs(name, "one", follow=True)))
+    assert list(runner.logs(name, "one")) == []
+    (tmp_path / "go").touch()
+    assert heard() == [b"here\n"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_who_follows_is_let_go_when_the_pod_is_removed(api: Api, runner: KubernetesRunner, begin: Any, begun: bool) -> None:
+    name = begin(pod(container("one", "host", POLITE)) if begun else idle())
+    if begun:
+        hear(runner, name, "one", "ready")
+    heard = in_background(lambda: b"".join(runner.logs(name, "one", follow=True)))
+    api.await_request("LOG" if begun else "WATCH", 2 if begun else 1)
+    runner.stop(name, 1)
+    assert heard() in ((b"ready\n", b"ready\nasked\n") if begun else (b"",))
+
+
+def test_a_log_that_is_refused_is_told(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(pod(container("one", "host", "true")))
+    runner.wait(name, HANG)
+    api.fail("LOG", Refusal(403, "Forbidden", "cannot get resource pods/log"))
+    with pytest.raises(ConfigurationError, match="pods/log"):
+        list(runner.logs(name, "one"))
+
+
+def stamped(lines: list[bytes]) -> bytes:
+    """Return lines as a kubelet tells them: some at the same second, with fractions of any length."""
+    second = "2026-01-31T23:59:{:02}{}Z "
+    return b"".join(second.format(number // 7, f".{number % 7 + 1}").encode() + line for number, line in enumerate(lines))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), max_size=30),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(1, 40)), max_size=5),
+)
+@example([b"", b"2026-01-31T23:59:00Z not a time", b" "], [(30, 1), (60, 3)])
+def test_however_often_an_answer_breaks_off_each_line_is_told_once(lines: list[bytes], breaks: list[tuple[int, int]]) -> None:
+    whole = stamped([line + b"\n" for line in lines])
+    told, heard = Told(), b""
+
+    def parts(end: int, size: int) -> Iterator[bytes]:
+        yield b""
+        for at in range(0, min(end, len(whole)), size):
+            yield whole[at : min(end, at + size)]
+        if end < len(whole):
+            raise Failed(0, "it broke off")
+
+    for end, size in [*breaks, (len(whole), 7)]:
+        try:
+            for each in told.fresh(parts(end, size)):
+                heard += each
+        except Failed:
+            pass
+    assert heard == b"".join(line + b"\n" for line in lines)
+
+
+def test_a_line_that_is_very_long_is_told_in_parts() -> None:
+    part = b"x" * (1 << 19)
+    line = b"2026-01-01T00:00:00.5+02:00 " + part * 5 + b"\nend"
+    told = Told()
+    found = list(told.fresh(line[at : at + 99_999] for at in range(0, len(line), 99_999)))
+    assert b"".join(found) == part * 5 + b"\nend"
+    assert max(map(len, found)) < 1 << 21
+    assert told.since == "2025-12-31T22:00:00Z"
+    assert list(told.fresh([line])) == []
+
+
+# --- what a cluster says of a pod --------------------------------------------------------------------------------------
+
+
+def seen(*statuses: Manifest, inits: tuple[Manifest, ...] = (), phase: str = "Running", **more: Any) -> Manifest:
+    """Return a pod as the API has it, which says so of its containers."""
+    spec = {"containers": [{"name": each["name"]} for each in statuses], "initContainers": [{"name": e["name"]} for e in inits]}
+    status = {"phase": phase, "containerStatuses": list(statuses[::-1]), "initContainerStatuses": list(inits), **more}
+    return {"metadata": {"name": "p", "uid": "u", "labels": {"app.kubernetes.io/instance": "s"}}, "spec": spec, "status": status}
+
+
+def ended(name: str, exit: int, last: Manifest | None = None, restarts: int = 0, **more: Any) -> Manifest:  # noqa: A002
+    state = {"terminated": {"exitCode": exit, "reason": "Error" if exit else "Completed", "containerID": "x", **more}}
+    return {"name": name, "state": state, "lastState": last or {}, "restartCount": restarts}
+
+
+@pytest.mark.parametrize(
+    ("said_of", "container"),
+    [
+        (ended("c", 0), Container("c", "exited", 0)),
+        (ended("c", 137), Container("c", "exited", 137)),
+        (ended("c", 0, signal=9), Container("c", "exited", 137)),
+        (ended("c", 137, reason="OOMKilled"), Container("c", "exited", 137, 0, "OOMKilled")),
+        (ended("c", 66, message="no bundle x\n"), Container("c", "exited", 66, 0, "no bundle x")),
+        (ended("c", 128, reason="StartError", message="none"), Container("c", "exited", 128, 0, "StartError: none")),
+        ({"name": "c", "state": {"running": {}}}, Container("c", "running")),
+        (
+            {"name": "c", "state": {"running": {}}, "restartCount": 2, "lastState": ended("c", 4)["state"]},
+            Container("c", "running", 4, 2),
+        ),
+        (
+            {"name": "c", "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}, "restartCount": 1,
+             "lastState": ended("c", 4)["state"]},
+            Container("c", "waiting", 4, 1, "CrashLoopBackOff: back-off 10s"),
+        ),
+        ({"name": "c", "state": {"waiting": {"reason": "ErrImagePull"}}}, Container("c", "waiting", None, 0, "ErrImagePull")),
+        ({"name": "c"}, Container("c", "waiting")),
+    ],
+)  # fmt: skip
+def test_a_container_is_told_as_it_stands(said_of: Manifest, container: Container) -> None:
+    assert status_of(seen(said_of)).containers == (container,)
+
+
+def test_init_containers_come_first_and_all_in_the_manifests_order() -> None:
+    found = status_of(seen(ended("b", 0), ended("a", 1), inits=(ended("z", 0), ended("y", 0)), phase="Failed"))
+    assert [each.name for each in found.containers] == ["z", "y", "b", "a"]
+    assert (found.session, found.phase) == ("s", "Failed")
+
+
+def test_a_phase_that_is_not_known_is_told_so() -> None:
+    found = seen(ended("c", 0), phase="Unknown", reason="NodeLost", message="Node n which was running pod p is unresponsive")
+    assert (status_of(found).phase, status_of(found).reason.partition(":")[0]) == ("Unknown", "NodeLost")
+    assert status_of({**found, "status": {}}) == Status("p", "s", "Pending", (Container("c", "waiting"),))
+
+
+def test_why_a_pod_is_on_no_node_is_told() -> None:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+    assert status_of(seen(phase="Pending", conditions=[condition])).reason == "Unschedulable: 0/3 nodes are available"
+
+
+def test_how_a_pod_ended_is_told_also_where_its_phase_does_not_say() -> None:
+    assert end_of(seen(ended("a", 0), inits=(ended("i", 1),))).phase == "Succeeded"
+    assert end_of(seen(ended("a", 0), ended("b", 3))).phase == "Failed"
+    assert end_of(seen({"name": "a"}, phase="Pending")).phase == "Failed"
+    lost = end_of(seen({"name": "a", "state": {"running": {}}}))
+    assert (lost.phase, lost.reason) == ("Unknown", "it was removed before its node had told how its containers ended")
+
+
+@pytest.mark.parametrize(
+    ("exit_", "asked", "init", "over"),
+    [
+        (0, {"restartPolicy": "Never"}, {}, True),
+        (1, {"restartPolicy": "Never"}, {}, True),
+        (0, {"restartPolicy": "OnFailure"}, {}, True),
+        (1, {"restartPolicy": "OnFailure"}, {}, False),
+        (0, {"restartPolicy": "Always"}, {}, False),
+        (0, {}, {}, False),
+        (0, {"restartPolicy": "Always"}, None, True),
+        (1, {"restartPolicy": "Always"}, None, False),
+        (0, {"restartPolicy": "Never"}, {"restartPolicy": "Always"}, False),
+        (0, {"restartPolicy": "Never"}, {"restartPolicyRules": []}, False),
+    ],
+)
+def test_a_container_is_over_when_nobody_will_begin_it_again(exit_: int, asked: Manifest, init: Any, over: bool) -> None:
+    found = seen(inits=(ended("c", exit_),)) if init is None or init else seen(ended("c", exit_))
+    for each in found["spec"]["initContainers"]:
+        each.update(init or {})
+    found["spec"].update(asked)
+    assert kubelet.is_over(found, "c") is over
+    assert kubelet.is_over({**found, "metadata": {**found["metadata"], "deletionTimestamp": "now"}}, "c")
+    found["status"]["phase"] = "Failed"
+    assert kubelet.is_over(found, "c")
+
+
+# --- which cluster -----------------------------------------------------------------------------------------------------
+
+
+def test_a_context_of_a_kubeconfig_is_asked_in_its_namespace(api: Api, tmp_path: Path) -> None:
+    path = api.kubeconfig(tmp_path / "config")
+    runner = KubernetesRunner(kubeconfig=path, context="here")
+    assert (runner.namespace, runner.list()) == ("sessions", [])
+    assert KubernetesRunner("other", kubeconfig=path, context="here").namespace == "other"
+    assert KubernetesRunner(kubeconfig=path).namespace == "default"
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
+        KubernetesRunner(kubeconfig=path, patience=0).list()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "users: [{name: SECRET", "current-context: x\ncontexts: SECRET", "\0SECRET", "contexts: []"]
+)
+def test_a_kubeconfig_that_is_none_is_told_without_what_it_holds(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config").write_text(text)
+    with pytest.raises(ConfigurationError) as raised:
+        KubernetesRunner(kubeconfig=str(tmp_path / "config"))
+    assert "SECRET" not in str(raised.value)
+
+
+def test_where_no_cluster_is_configured_that_is_told(tmp_path: Path) -> None:
+    options: dict[str, Any]
+    for options in ({"kubeconfig": str(tmp_path / "none")}, {"context": "none"}):
+        with pytest.raises(ConfigurationError):
+            KubernetesRunner(**options)
+    told = "from sidecar.session.kubernetes import KubernetesRunner; KubernetesRunner()"
+    ran = subprocess.run(
+        [sys.executable, "-c", told], env={"HOME": str(tmp_path), "PATH": ""}, capture_output=True, text=True, check=False
+    )
+    assert "ConfigurationError: no cluster is configured" in ran.stderr
+    with pytest.raises(ConfigurationError, match="beside it"):
+        KubernetesRunner(client=object(), context="x")
+
+
+def test_the_client_is_imported_where_it_is_used_and_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "import sys; import sidecar.session.kubernetes; sys.exit('kubernetes' in sys.modules or 'urllib3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+    monkeypatch.setitem(sys.modules, "kubernetes.client", None)
+    for ask in (KubernetesRunner, lambda: as_v1pod({})):
+        with pytest.raises(ConfigurationError, match=r"sidecar-toolkit\[kubernetes\]"):
+            ask()
+
+
+# --- V1Pod -------------------------------------------------------------------------------------------------------------
+
+
+def plain(pod: Any) -> Any:
+    client: Any = ApiClient(Configuration())
+    return client.sanitize_for_serialization(pod)
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_session_is_a_v1pod_and_back(name: str) -> None:
+    manifest = GOLDEN[name]
+    found = as_v1pod(manifest)
+    assert isinstance(found, V1Pod)
+    assert found.spec is not None
+    assert found.spec.containers[0].name == "application"
+    assert plain(found) == manifest
+
+
+def test_there_are_sessions_to_try_that_with() -> None:
+    assert len(SESSIONS) >= 8
+
+
+NAMES = st.text("abc-.", min_size=1, max_size=5)
+TEXTS = st.text(max_size=8)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(NAMES, TEXTS, max_size=3),
+    st.lists(st.fixed_dictionaries({"name": NAMES, "value": TEXTS}), max_size=3),
+    st.lists(TEXTS, max_size=3),
+    st.integers(0, 1 << 40),
+)
+def test_whatever_is_in_it_is_in_the_v1pod(labels: Manifest, env: list[Manifest], words: list[str], number: int) -> None:
+    one = {"name": "one", "image": "i", "args": words, "env": env, "securityContext": {"runAsUser": number}}
+    manifest = pod(one, container("two", "i", "true", resources={"limits": {"memory": "64Mi"}}))
+    manifest["metadata"]["labels"] = labels
+    assert plain(as_v1pod(manifest)) == manifest
+
+
+def test_every_field_that_a_v1pod_has_not_is_named() -> None:
+    manifest = idle()
+    manifest["spec"]["containers"][0] |= {"comand": ["x"], "image_pull_policy": "Always", "stdin": None}
+    manifest["spec"]["hostPid"] = True
+    manifest["spec"]["terminationGracePeriodSeconds"] = "60"
+    with pytest.raises(ParametersError) as raised:
+        as_v1pod(manifest)
+    assert {each.key for each in raised.value.faults} == {
+        "spec.containers[0].comand",
+        "spec.hostPid",
+        "spec.terminationGracePeriodSeconds",
+    }
+    manifest = idle()
+    manifest["spec"]["containers"][0] |= {"image_pull_policy": "Always"}
+    with pytest.raises(ParametersError, match="image_pull_policy"):
+        as_v1pod(manifest)

@@ -49,8 +49,7 @@ class Failed(Exception):
     @property
     def transient(self) -> bool:
         """Whether the same request may well do a moment later."""
-        # Of 409, one is told where the quota was changed by somebody else meanwhile.
-        return self.status in _TRANSIENT or (self.status == 409 and self.reason == "Conflict")
+        return self.status in _TRANSIENT
 
 
 class TooLate(Exception):
@@ -152,12 +151,15 @@ class Cluster:
             try:
                 self._json("POST", query={"fieldValidation": "Strict"}, body=pod)
             except Failed as failed:
-                if failed.status == 409 and not failed.transient:
+                if failed.status == 409 and failed.reason == "Conflict":
+                    # Not the name: the quota was changed by somebody else meanwhile.
+                    raise Failed(429, failed.message) from None
+                if failed.status == 409:
                     # After an answer that was lost it may be ours that is there already.
                     if maybe and (found := self._found(name)) is not None:
                         return self._is_marked(found, mark)
                     raise self._taken(name) from None
-                maybe = maybe or failed.status not in (409, 429)
+                maybe = maybe or failed.status != 429
                 raise
             return None
 
@@ -174,12 +176,19 @@ class Cluster:
         options: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
+        attempts = 0
+
+        def once() -> None:
+            nonlocal attempts
+            attempts += 1
+            self._json("DELETE", name, body=options)
+
         try:
-            self._persistent(lambda: self._json("DELETE", name, body=options))
+            self._persistent(once)
         except Failed as failed:
-            # Or another one has its name now.
+            # It is gone, or another one has its name now: after an answer that was lost, by our doing.
             if failed.status in (404, 409):
-                return False
+                return attempts > 1
             raise self._sorted(failed, f"pod {name} cannot be stopped") from None
         return True
 
@@ -393,7 +402,8 @@ class Cluster:
         if failed.status in (400, 405, 413, 415, 422):
             causes = (failed.answer.get("details") or {}).get("causes") or [{"message": failed.message}]
             return ParametersError(
-                Fault("pod", str(each.get("field", "")), self._clean(str(each.get("message", failed.message)))) for each in causes
+                Fault("pod", self._clean(each.get("field", "")), self._clean(each.get("message", failed.message)))
+                for each in causes
             )
         return Unreachable(f"{what}: {where}: {failed.message}" + (f" (status {failed.status})" if failed.status else ""))
 
