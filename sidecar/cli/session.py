@@ -6,7 +6,6 @@ Each command parses, makes one call of sidecar.session, and prints: the manifest
 from __future__ import annotations
 
 import math
-import os
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from sidecar.batteries.companion import Around, Companion
 from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
+from sidecar.cli.runners import DELIVERED, WHERE, begun, to_start, which_ran, which_runs
 from sidecar.errors import UNAVAILABLE, ConfigurationError, Fault, ParametersError, UsageError
 from sidecar.figures import counted
 from sidecar.session.argo import workflow_template
@@ -30,17 +30,15 @@ from sidecar.session.catalog import find, read_catalog
 from sidecar.session.compose import APPLICATION, COORDINATION, DELIVERIES, Delivery, Options, Session
 from sidecar.session.compose import compose as compose_session
 from sidecar.session.job import job
-from sidecar.session.local import LocalRunner
 from sidecar.session.plan import LAUNCHES
 from sidecar.session.runner import Container
-from sidecar.state import state_folder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @click.group(epilog="Example:  sidecar session compose --image base:12 --catalog catalog.yaml --artifact streamer@7")
 def session() -> None:
-    """Compose a pod from a base image and a list of artifacts, each an entry of a catalog; and run it on this machine."""
+    """Compose a pod from a base image and a list of artifacts, each an entry of a catalog; and run it."""
 
 
 def _request(function: Function) -> Function:
@@ -141,50 +139,41 @@ def compose(output: str, session_id: str, delivery: Delivery | None, **asked: An
     _print(_composed(asked, delivery or "copy", session_id), output)
 
 
-# --- on this machine ---------------------------------------------------------------------------------------------------
+# --- running it --------------------------------------------------------------------------------------------------------
 
 _name = click.argument("name", metavar="POD")
-_folder = click.option(
-    "--folder",
-    metavar="DIR",
-    default=lambda: os.path.join(state_folder(os.environ), "sessions"),
-    show_default="sessions, where `sidecar once` keeps its state",
-    help="Where this machine's pods are kept: a directory of yours alone, which is made.",
-)
 
 
 def _ending(statuses: str, example: str) -> str:
-    return f"\b\nExit status: {statuses} 2 usage; 74 the folder cannot be read or written.\nExample:  {example}"
+    others = "2 usage; 74 the folder, or the cluster, cannot be read or written; 78 no cluster is configured."
+    return f"\b\nExit status: {statuses} {others}\nExample:  {example}"
 
 
 @session.command(
     epilog="""\b
 Exit status: 0, or with --wait that of the application; 2 usage; 65 the catalog, the request or the pod is malformed, or has what
-cannot be run here; 78 there is such a session already, or no bubblewrap; 74 it cannot be begun.
+cannot be run there; 78 there is such a session already, or no bubblewrap, podman or cluster; 74 it cannot be begun.
 Example:  sidecar session start --image host --catalog catalog.yaml --artifact streamer@7 --wait""",
 )
 @_request
-@click.option(
-    "--image-dir", "images_here", metavar="IMAGE=DIR", multiple=True, help="The directory that an image is; repeatable."
-)
+@which_runs
 @click.option(
     "--wait", "waiting", is_flag=True, help="Print what the application writes, end as it does, and remove the session."
 )
-@_folder
 def start(
-    images_here: tuple[str, ...],
     waiting: bool,
-    folder: str,
     session_id: str,
     delivery: Delivery | None,
     **asked: Any,
 ) -> int:
-    """Run a session on this machine, in sandboxes, and print its ports and log directories. Python: LocalRunner.start.
+    """Run a session, and print its ports and log directories. Python: the runners of sidecar.session.
 
-    An image is a directory: that of --image-dir, or the reference itself, an absolute path; `host` is this machine's own root.
+    On this machine (local) containers are sandboxes, and an image is a directory: that of --image-dir, or the reference itself,
+    an absolute path; `host` is this machine's own root. podman has containers, and images, and a cluster has all.
     """
-    runner = LocalRunner(folder, dict(map(_image_here, images_here)))
-    found = _composed(asked, delivery or "image", session_id or str(uuid.uuid4()))
+    where = {key: asked.pop(key) for key in WHERE}
+    runner = to_start(**where)
+    found = _composed(asked, delivery or DELIVERED[where["runner"]], session_id or str(uuid.uuid4()))
     runner.start(found.pod)
     name = found.pod["metadata"]["name"]
     if not waiting:
@@ -202,11 +191,11 @@ def start(
 
 
 @session.command("list", epilog=_ending("0;", "sidecar session list"))
-@_folder
+@which_ran
 @json_option
-def list_(folder: str, as_json: bool) -> None:
-    """List the sessions of this machine. Python: LocalRunner.list."""
-    found = LocalRunner(folder).list()
+def list_(as_json: bool, **where: Any) -> None:
+    """List the sessions of this machine, or of a cluster. Python: Runner.list."""
+    found = begun(**where).list()
     if as_json:
         print_json([asdict(each) for each in found])
     elif found:
@@ -216,11 +205,11 @@ def list_(folder: str, as_json: bool) -> None:
 
 @session.command(epilog=_ending("0; 66 there is no such session;", "sidecar session show session-6f1c --json"))
 @_name
-@_folder
+@which_ran
 @json_option
-def show(name: str, folder: str, as_json: bool) -> None:
-    """Tell how a session stands. Python: LocalRunner.status."""
-    found = LocalRunner(folder).status(name)
+def show(name: str, as_json: bool, **where: Any) -> None:
+    """Tell how a session stands. Python: Runner.status."""
+    found = begun(**where).status(name)
     if as_json:
         print_json(asdict(found))
         return
@@ -233,20 +222,20 @@ def show(name: str, folder: str, as_json: bool) -> None:
 @_name
 @click.argument("container", metavar="[CONTAINER]", default=APPLICATION)
 @click.option("--follow", is_flag=True, help="Until it has ended.")
-@_folder
-def logs(name: str, container: str, follow: bool, folder: str) -> None:
-    """Print what a container wrote in all its lives; the application's where none is named. Python: LocalRunner.logs."""
-    _write(LocalRunner(folder).logs(name, container, follow=follow))
+@which_ran
+def logs(name: str, container: str, follow: bool, **where: Any) -> None:
+    """Print what a container wrote in all its lives; the application's where none is named. Python: Runner.logs."""
+    _write(begun(**where).logs(name, container, follow=follow))
 
 
 @session.command(epilog=_ending("0; 66 there is no such session;", "sidecar session stop session-6f1c"))
 @_name
 @click.option("--grace", type=Seconds(), metavar="T", help="How long its containers have after SIGTERM.  [default: the pod's]")
-@_folder
+@which_ran
 @json_option
-def stop(name: str, grace: float | None, folder: str, as_json: bool) -> None:
-    """End a session, remove all that is of it, and tell how it ended. Python: LocalRunner.stop."""
-    found = LocalRunner(folder).stop(name, grace)
+def stop(name: str, grace: float | None, as_json: bool, **where: Any) -> None:
+    """End a session, remove all that is of it, and tell how it ended. Python: Runner.stop."""
+    found = begun(**where).stop(name, grace)
     if as_json:
         print_json(asdict(found))
     else:
@@ -257,13 +246,6 @@ def _standing(container: Container) -> str:
     state = f"exit {container.exit}" if container.state == "exited" else container.state
     lives = f", {counted(container.restarts, 'restart')}" if container.restarts else ""
     return f"{container.name} {state}{lives}" + (f" ({container.reason})" if container.reason else "")
-
-
-def _image_here(text: str) -> tuple[str, str]:
-    reference, equals, folder = text.rpartition("=")
-    if not equals or not reference or not folder:
-        raise UsageError(f"--image-dir expects IMAGE=DIR, such as example/base:12=/srv/base, not {text!r}")
-    return reference, os.path.abspath(folder)
 
 
 def _write(pieces: Iterable[bytes]) -> None:

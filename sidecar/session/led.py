@@ -36,7 +36,10 @@ _CHUNK = 1 << 16
 
 
 class LedRunner:
-    """Keeps its pods in `folder`, which is made, for this user alone."""
+    """Keeps its pods in `folder`, which is made, for this user alone; those of others there are none of its own."""
+
+    # The module of what begins its containers, by which its pods are told from others'.
+    ENGINE = ""
 
     def __init__(self, folder: str) -> None:
         self.folder = os.path.abspath(folder)
@@ -46,10 +49,19 @@ class LedRunner:
         found = []
         with suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.folder)):
-                if is_name(name):
-                    with suppress(SourceMissing):  # which was removed meanwhile
-                        found.append(self.status(name))
+                with suppress(SourceMissing):  # which is another runner's, or was removed meanwhile
+                    found.append(self.status(name))
         return found
+
+    def has(self, name: str) -> bool:
+        """Tell whether a pod is there, and is this runner's."""
+        # A name becomes a path: what can be none of a pod is none.
+        if not is_name(name) or not os.path.isdir(os.path.join(self.folder, name)):
+            return False
+        try:
+            return bool(Folder(os.path.join(self.folder, name)).read("pod.json")["engine"] == self.ENGINE)
+        except SourceMissing:
+            return False
 
     def status(self, name: str) -> Status:
         """Return how a pod stands."""
@@ -109,8 +121,9 @@ class LedRunner:
     # --- beginning
 
     def _begin(self, pod: Pod, asked: dict[str, Any]) -> None:
-        """Begin the pod. `asked` becomes pod.json: `pod` is the manifest, `engine` the module, `backoff` seconds, `terms` what is
-        honoured of it, and what else the engine is to know."""
+        """Begin the pod. `asked` becomes pod.json: `pod` is the manifest, `backoff` seconds, `terms` what is honoured of it, and
+        what else the engine is to know."""
+        asked["engine"] = self.ENGINE
         self._make_folder()
         fresh = Folder(on_its_way(self.folder))
         os.mkdir(fresh.path, 0o700)
@@ -191,9 +204,8 @@ class LedRunner:
         return Unreachable(f"pod {pod.name} cannot be begun: {why}")
 
     def _pod(self, name: str) -> Folder:
-        # A name becomes a path: what can be none of a pod is none.
-        if not is_name(name) or not os.path.isdir(os.path.join(self.folder, name)):
-            raise SourceMissing(f"there is no pod {name}", [each for each in self._names() if is_name(each)])
+        if not self.has(name):
+            raise SourceMissing(f"there is no pod {name}", [each for each in self._names() if self.has(each)])
         return Folder(os.path.join(self.folder, name))
 
     def _names(self) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ class LocalRunner(LedRunner):
     container that ends waits `backoff` seconds for its second life.
     """
 
+    ENGINE = "sidecar.session.sandboxed"
+
     def __init__(
         self,
         folder: str,
@@ -50,9 +52,8 @@ class LocalRunner(LedRunner):
         bwrap = shutil.which("bwrap")
         if bwrap is None:
             raise ConfigurationError("bubblewrap is needed to run a pod on this machine: apt-get install bubblewrap")
-        engine = "sidecar.session.sandboxed"
         own = {"images": images, "bwrap": bwrap}
-        self._begin(asked, {"pod": pod, "engine": engine, "terms": asdict(terms), "backoff": self.backoff, **own})
+        self._begin(asked, {"pod": pod, "terms": asdict(terms), "backoff": self.backoff, **own})
 
     def _images(self, pod: Pod) -> dict[str, str]:
         """Return the directories of a pod's images; ParametersError with all that are missing, and with what a hostPath lacks."""

@@ -46,6 +46,8 @@ from sidecar.session.supervisor import NOT_BEGUN, appended
 _NEVER = "0001-01-01T00:00:00Z"
 _INFRA = "--format={{.InfraContainerID}}"
 _LINE = 4096
+# How long, in seconds, is waited for the end of what was killed.
+_PATIENCE = 10.0
 # As a kubelet: what the kernel takes for the name of a machine.
 _HOSTNAME = 63
 _PAIR = re.compile(r"\\u(d[89ab]..)\\u(d[c-f]..)")
@@ -61,6 +63,8 @@ class PodmanRunner(LedRunner):
     directories that stand for persistent volume claims, by name. A container that ends waits `backoff` seconds for its second
     life.
     """
+
+    ENGINE = __name__
 
     def __init__(
         self,
@@ -85,9 +89,11 @@ class PodmanRunner(LedRunner):
         found = shutil.which(self.podman[0])
         if found is None:
             raise ConfigurationError(f"{self.podman[0]} is needed to run a pod in containers: apt-get install podman")
-        make_paths(asked)
         own = {"podman": [found, *self.podman[1:]], "network": self.network, "called": f"{asked.name}-{uuid.uuid4().hex[:8]}"}
-        self._begin(asked, {"pod": pod, "engine": __name__, "terms": asdict(terms), "backoff": self.backoff, **own})
+        # One that cannot even tell its pods would not remove what it has not made.
+        Podman(own).ask("pod", "ps", "--quiet")
+        make_paths(asked)
+        self._begin(asked, {"pod": pod, "terms": asdict(terms), "backoff": self.backoff, **own})
 
     # --- what is podman's of a pod
 
@@ -137,7 +143,7 @@ class PodmanRunner(LedRunner):
         if found.returncode == 0:
             # Killed first, and waited for: to remove it while it runs takes podman seconds, at times.
             podman.run("pod", "kill", podman.called)
-            podman.run("wait", "--interval=20ms", found.stdout.decode().strip())
+            podman.wait(found.stdout.decode().strip())
         podman.ask("pod", "rm", "--force", "--time=0", "--ignore", podman.called)
         _unmount(folder)
         if os.geteuid():
@@ -158,7 +164,16 @@ class Podman:
 
     def run(self, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Return what podman says."""
-        return subprocess.run([*self.words, *words], input=given, capture_output=True, cwd="/", check=False)
+        try:
+            return subprocess.run([*self.words, *words], input=given, capture_output=True, cwd="/", check=False)
+        except OSError as error:
+            raise Unreachable(f"{self.words[0]} cannot be run: {error.strerror}") from None
+
+    def wait(self, container: str) -> None:
+        """Return when a container that was killed has ended; where the kernel does not let it, a little later."""
+        with suppress(subprocess.TimeoutExpired):
+            words = [*self.words, "wait", "--interval=20ms", container]
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, cwd="/", timeout=_PATIENCE, check=False)
 
     def ask(self, *words: str) -> str:
         """Return what podman says; Unreachable where it cannot do so."""
@@ -211,7 +226,7 @@ class Attached:
         if found and found[0]["Running"]:
             # Whoever ended that podman: a life that nobody follows is none.
             self._send("KILL")
-            self.podman.run("wait", "--interval=20ms", self.podman.of(self.name))
+            self.podman.wait(self.podman.of(self.name))
             return 128 + SIGKILL, "podman ended while it ran"
         self.began = found[0]["StartedAt"] if found else self.before
         if self.began == self.before:

@@ -1,0 +1,41 @@
+"""The pods of this machine, whichever of its runners began them: a name belongs to one pod, and its folder tells whose it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sidecar.session.led import LedRunner
+from sidecar.session.local import LocalRunner
+from sidecar.session.podman import PodmanRunner
+from sidecar.session.runner import Status
+
+
+class Machine:
+    """Tells of the pods in `folder`, and ends them; for their beginning there are the runners (see runner.Runner)."""
+
+    def __init__(self, folder: str) -> None:
+        self._runners: tuple[LedRunner, ...] = (LocalRunner(folder), PodmanRunner(folder))
+
+    def list(self) -> list[Status]:
+        """Return the pods that are there, by name."""
+        return sorted((status for each in self._runners for status in each.list()), key=lambda status: status.name)
+
+    def status(self, name: str) -> Status:
+        """Return how a pod stands."""
+        return self._of(name).status(name)
+
+    def wait(self, name: str, timeout: float | None = None) -> Status:
+        """Return when a pod has ended."""
+        return self._of(name).wait(name, timeout)
+
+    def logs(self, name: str, container: str, *, follow: bool = False) -> Iterator[bytes]:
+        """Yield what a container wrote."""
+        return self._of(name).logs(name, container, follow=follow)
+
+    def stop(self, name: str, grace: float | None = None) -> Status:
+        """End a pod, remove all that is of it, and return how it ended."""
+        return self._of(name).stop(name, grace)
+
+    def _of(self, name: str) -> LedRunner:
+        first, *others = self._runners
+        return next((each for each in others if each.has(name)), first)
