@@ -98,6 +98,13 @@ def test_a_session_without_artifacts_runs_the_command_behind_the_dashes(place: P
     assert "initContainers" not in spec
 
 
+def test_a_command_alone_is_started_too(place: Path) -> None:
+    started = ("start", "--image", "host", "--folder", "pods", "--wait", "--", "sh", "-c", 'echo "$0 $(id -u)"; exit 4', "$(x)")
+    ran = run(place, *started)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (4, "$(x) 10001\n", "")
+    assert run(place, "list", "--folder", "pods").stdout == ""
+
+
 def test_bundles_are_mounted_and_batteries_are_native_where_that_is_asked_for(place: Path) -> None:
     (place / "fuse.yaml").write_text(BUNDLES.replace("/input", "/input/in"))
     ran = run(place, "compose", "--image", "any", "--battery", "fuse=fuse.yaml", "--mount", "--native-sidecars", "--", "true")
@@ -131,7 +138,7 @@ def test_an_executable_that_is_not_run_is_warned_of_on_stderr(place: Path) -> No
         (("--battery", "fuse=fuse.yaml", "--store", "gs://b", "--store-claim", "c"), 65, "store that is a directory"),
         (("--catalog", "missing.yaml"), 2, "missing.yaml cannot be read"),
         (("--user", "me"), 2, "--user expects a number"),
-        (("--", "true"), 65, "session: command: expected none where there are artifacts"),
+        (("--", "true"), 2, "--artifact and a command: expected one of them"),
         (("--launch", "all"), 2, "is not one of"),
         (("--memory", "much"), 65, "session: memory: expected a quantity such as 100m or 10Gi, not 'much'"),
         (("--battery", "fuse=fuse.yaml", "--mount"), 65, "fuse.yaml: srcPath: a bundle is mounted in a folder of a volume"),
@@ -142,6 +149,19 @@ def test_what_is_wrong_is_said_with_its_place_and_its_status(place: Path, words:
     assert (ran.returncode, ran.stdout) == (status, "")
     assert said in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "expected --artifact ID, or a command behind `--`"),
+        (("--artifact", "gdb@13"), "--artifact expects a --catalog FILE"),
+    ],
+)
+def test_a_session_of_nothing_and_artifacts_of_no_catalog_are_refused(place: Path, words: tuple[str, ...], said: str) -> None:
+    ran = run(place, "compose", "--image", "base", *words)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert said in ran.stderr
 
 
 def test_two_catalogs_are_one_unless_they_contradict_each_other(place: Path) -> None:

@@ -91,6 +91,12 @@ def _request(function: Function) -> Function:
 
 def _composed(asked: Mapping[str, Any], delivery: Delivery, session_id: str) -> Session:
     """Return the session that is asked for, and tell its warnings."""
+    if asked["artifacts"] and asked["command"]:
+        raise UsageError("--artifact and a command: expected one of them, for the last artifact says what runs")
+    if not asked["artifacts"] and not asked["command"]:
+        raise UsageError("expected --artifact ID, or a command behind `--`")
+    if asked["artifacts"] and not asked["catalogs"]:
+        raise UsageError("--artifact expects a --catalog FILE, which says what it is")
     wrapper, grace = f"{asked['images']}/wrapper:{__version__}", math.ceil(asked["grace"])
     options = Options(
         asked["launch"],
