@@ -27,6 +27,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -213,9 +214,16 @@ class Attached:
         return self._send("TERM")
 
     def kill(self) -> None:
-        """End the container, whatever it does; where it is not yet there, it will not be."""
-        if not self._send("KILL"):
-            self.child.send(SIGKILL)
+        """End the container, whatever it does; where it is only on its way, once it is there."""
+        end = time.monotonic() + _PATIENCE
+        while not self._send("KILL") and not self._is_over():
+            if time.monotonic() >= end:
+                self.child.send(SIGKILL)
+                return
+
+    def _is_over(self) -> bool:
+        # It is left to be reaped.
+        return os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _send(self, signal: str) -> bool:
         return self.podman.run("kill", f"--signal={signal}", self.podman.of(self.name)).returncode == 0

@@ -23,7 +23,7 @@ from processes import HANG, LONG, until
 from session_contract import DEAF, POLITE, Contract, container, hear, mount, of, pod, running, said
 
 from sidecar.batteries.companion import Around, fuse
-from sidecar.errors import ParametersError, SourceMissing, Unreachable
+from sidecar.errors import ConfigurationError, ParametersError, SourceMissing, Unreachable
 from sidecar.parameters.dictionary import decode
 from sidecar.session.artifact import Artifact, Port
 from sidecar.session.compose import COORDINATION, Options, compose
@@ -281,6 +281,14 @@ def test_an_image_that_is_not_there_is_told_by_its_name_and_nothing_is_left(runn
     with pytest.raises(Unreachable, match=r"localhost/no/such:1"):
         runner.start(pod(one))
     assert (left(machine), runner.list()) == ([], [])
+
+
+def test_a_podman_that_is_not_there_or_does_not_work_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    for words, problem in ((("no-such-podman",), ConfigurationError), (("podman", "--no-such-option"), Unreachable)):
+        runner = PodmanRunner(str(tmp_path / "pods"), words)
+        with pytest.raises(problem, match=words[-1]):
+            runner.start(pod(container("one", BASE, "true")))
+        assert not os.path.exists(runner.folder)
 
 
 # --- what of a manifest it makes good ----------------------------------------------------------------------------------
