@@ -36,7 +36,7 @@ from sidecar import linux
 from sidecar.errors import Fault, ParametersError, SourceMissing
 from sidecar.session.folder import ENDED, Folder
 from sidecar.session.local import LocalRunner
-from sidecar.session.pod import GRACE, Pod
+from sidecar.session.pod import GRACE
 from sidecar.session.runner import Container, Manifest, Status
 
 VERSION = "1.37"
@@ -121,8 +121,7 @@ class _Over(Exception):
 class Kubelet(LocalRunner):
     """The local runner, which notes the lives of its containers."""
 
-    def _begin(self, pod: Pod, asked: dict[str, Any]) -> None:
-        super()._begin(pod, {**asked, "engine": "kubelet_engine"})
+    ENGINE = "kubelet_engine"
 
 
 class Api:
