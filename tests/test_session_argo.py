@@ -123,6 +123,11 @@ def test_an_example_that_holds_another_is_replaced_whole() -> None:
     assert made["container"]["args"] == ["echo", "{{inputs.parameters.warmest}}", "{{inputs.parameters.warm}}"]
 
 
+def test_a_brace_in_front_of_a_parameter_is_refused() -> None:
+    with pytest.raises(ParametersError, match=r"args\[1\]: holds '{' in front of a parameter"):
+        template(second(command=("echo", "{WARM}")), "node", inputs={"bundle": "WARM"})
+
+
 def test_every_other_tag_is_refused_where_there_are_parameters_too() -> None:
     held = second(command=("echo", "WARM", "{{inputs.parameters.bundle}}", "{{workflow.name}}"))
     with pytest.raises(ParametersError) as refused:

@@ -129,9 +129,12 @@ def _with_parameters(spec: Manifest, name: str, inputs: Mapping[str, str]) -> Ma
         return {**found, **said, **({"env": variables} if variables else {})}
 
     made = {**spec, **{key: [container(each) for each in spec[key]] for key in _CONTAINERS if key in spec}}
-    there = [text for _, text in _texts(made, "")]
-    lost = [each for each, example in inputs.items() if not any(tags[example] in text for text in there)]
-    _raise([Fault(name, f"inputs.{each}", f"{inputs[each]!r}, whose place it takes, stands nowhere") for each in lost])
+    there = list(_texts(made, ""))
+    lost = [each for each, example in inputs.items() if not any(tags[example] in text for _, text in there)]
+    faults = [Fault(name, f"inputs.{each}", f"{inputs[each]!r}, whose place it takes, stands nowhere") for each in lost]
+    # Of three braces Argo takes the first two.
+    faults += [Fault(name, place, "holds '{' in front of a parameter") for place, text in there if "{{{" in text]
+    _raise(faults)
     return made
 
 
