@@ -87,8 +87,11 @@ class Reset:
     """The connection ends without an answer, and nothing is done."""
 
 
+@dataclass(frozen=True)
 class Lost:
-    """It is done, and the connection ends without an answer."""
+    """It is done, and the connection ends without an answer; or with one that does not tell."""
+
+    told: Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -594,7 +597,7 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
                 else:
                     status, found = self._do(request)
                     if isinstance(plan, Lost):
-                        raise _Over
+                        raise _Over if plan.told is None else _Refused(plan.told)
                     self._send(status, json.dumps(found).encode(), {}, cut=isinstance(plan, Cut))
             except _Refused as refused:
                 self._send(refused.refusal.status, refused.refusal.body(), refused.refusal.headers)

@@ -214,6 +214,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_deleted(api: Api, runner
     [
         Reset(),
         Lost(),
+        Lost(Refusal(504, "Timeout")),
         Cut(0),
         Refusal(500, "InternalError"),
         Refusal(503),
@@ -221,7 +222,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_deleted(api: Api, runner
         Refusal(429),
         Refusal(200, raw=b"<p>"),
     ],
-    ids=["reset", "lost", "cut", "500", "503", "504", "429", "no API"],
+    ids=["reset", "lost", "lost with 504", "cut", "500", "503", "504", "429", "no API"],
 )  # fmt: skip
 @pytest.mark.parametrize("how_often", [1, 2])
 def test_a_pod_whose_creation_is_not_answered_is_begun_once(
@@ -487,6 +488,26 @@ def test_a_watch_that_never_works_comes_to_an_end(api: Api, begin: Any) -> None:
         runner.wait(name, 0.2)
 
 
+def test_a_cluster_that_forgets_all_at_once_is_not_asked_for_ever(api: Api, begin: Any) -> None:
+    name = begin(idle())
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0.5)
+    for verb, ask in (("WATCH", lambda: runner.wait(name)), ("LIST", runner.list)):
+        api.fail(verb, *[Refusal(410, "Expired", "too old")] * 100)
+        with pytest.raises(Unreachable, match="too old"):
+            ask()
+
+
+@pytest.mark.parametrize("plan", [Reset(), Refusal(503)])
+def test_a_deadline_holds_though_the_cluster_does_not_answer(api: Api, begin: Any, plan: Plan) -> None:
+    name = begin(idle())
+    patient = KubernetesRunner("sessions", client=api.client(), patience=3600)
+    for verb in ("GET", "WATCH"):
+        api.fail(verb, *[plan] * 1000)
+        with pytest.raises(DeadlinePassed, match=name):
+            patient.wait(name, 0.2)
+        api._plans.clear()
+
+
 def test_a_pod_that_somebody_removes_is_no_longer_waited_for(api: Api, runner: KubernetesRunner, begin: Any) -> None:
     name = begin(pod(container("one", "host", POLITE)))
     running(runner, name, "one")
@@ -584,7 +605,7 @@ def test_another_pod_that_has_the_name_by_now_is_not_deleted(api: Api, runner: K
         runner.stop(name)
 
 
-@pytest.mark.parametrize("plan", [Lost(), Reset(), Cut(0), Refusal(503)])
+@pytest.mark.parametrize("plan", [Lost(), Lost(Refusal(500)), Reset(), Cut(0), Refusal(503)])
 def test_a_pod_whose_deletion_is_not_answered_is_stopped_once(api: Api, runner: KubernetesRunner, begin: Any, plan: Plan) -> None:
     name = begin(pod(container("one", "host", POLITE)))
     hear(runner, name, "one", "ready")

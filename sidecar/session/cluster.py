@@ -95,17 +95,17 @@ class Cluster:
 
     # --- single requests
 
-    def get(self, name: str) -> Manifest:
-        """Return a pod; SourceMissing."""
-        found = self.find(name)
+    def get(self, name: str, deadline: float | None = None) -> Manifest:
+        """Return a pod; SourceMissing, and TooLate at the deadline."""
+        found = self.find(name, deadline)
         if found is None:
             raise self.missing(name)
         return found
 
-    def find(self, name: str) -> Manifest | None:
-        """Return a pod, None where there is none."""
+    def find(self, name: str, deadline: float | None = None) -> Manifest | None:
+        """Return a pod, None where there is none; TooLate at the deadline."""
         try:
-            return self._persistent(lambda: self._json("GET", name))
+            return self._persistent(lambda: self._json("GET", name, deadline=deadline), deadline)
         except Failed as failed:
             if failed.status == 404:
                 return None
@@ -137,7 +137,7 @@ class Cluster:
                 if failed.status != _GONE:
                     raise self._sorted(failed, "pods cannot be listed") from None
                 # The pages are older than what the cluster keeps: they are begun again.
-                trouble.wait(Failed(0, failed.message))
+                self._wait(trouble, Failed(0, failed.message), None, "pods cannot be listed")
 
     def create(self, pod: Manifest, mark: str) -> None:
         """Begin a pod that has the mark of this creation; ConfigurationError where there is another of its name."""
@@ -234,11 +234,12 @@ class Cluster:
                         _look_at(deadline)
             except Failed as failed:
                 _look_at(deadline)
-                if failed.status != _GONE:
-                    self._wait(trouble, failed, deadline, f"pod {name} cannot be watched")
+                gone = failed.status == _GONE
+                self._wait(trouble, Failed(0, failed.message) if gone else failed, deadline, f"pod {name} cannot be watched")
+                if not gone:
                     continue
                 # What has changed since then the cluster does not keep any more.
-                found = self.find(name)
+                found = self.find(name, deadline)
                 if found is None or found["metadata"]["uid"] != uid:
                     yield pod, True
                     return
@@ -274,21 +275,29 @@ class Cluster:
             f"there is a pod {name} already in namespace {self.namespace}; stop it, or give this one another name"
         )
 
-    def _persistent(self, ask: Callable[[], Answer]) -> Answer:
-        """Return the answer; what is transient is tried again."""
+    def _persistent(self, ask: Callable[[], Answer], deadline: float | None = None) -> Answer:
+        """Return the answer; what is transient is tried again. TooLate at the deadline."""
         trouble = Trouble(self._patience)
         while True:
             try:
                 return ask()
             except Failed as failed:
-                trouble.wait(failed)
+                _look_at(deadline)
+                trouble.wait(failed, deadline)
 
     def _json(
-        self, method: str, name: str = "", *, query: dict[str, str] | None = None, body: Manifest | None = None
+        self,
+        method: str,
+        name: str = "",
+        *,
+        query: dict[str, str] | None = None,
+        body: Manifest | None = None,
+        deadline: float | None = None,
     ) -> Manifest:
         import urllib3
 
-        response = self._request(method, name, query or {}, body, (_CONNECT, _ANSWER))
+        left = _ANSWER if deadline is None else min(_ANSWER, max(0.01, deadline - time.monotonic()))
+        response = self._request(method, name, query or {}, body, (min(_CONNECT, left), left))
         with closing(response):
             try:
                 found = json.loads(response.read())

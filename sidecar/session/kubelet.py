@@ -105,7 +105,8 @@ def is_over(pod: Manifest, container: str) -> bool:
 class Told:
     """What of a container's log has been told: all up to the last line, by the time at which its kubelet got each.
 
-    So it does not matter which life is asked for and which answers, nor where a connection broke: nothing is told twice.
+    So it does not matter which life is asked for and which answers, nor where a connection broke: nothing is told twice. Where a
+    node's clock is put back between two answers, what was written in that time is lost.
     """
 
     def __init__(self) -> None:

@@ -72,15 +72,15 @@ class KubernetesRunner:
     def wait(self, name: str, timeout: float | None = None) -> Status:
         """Return when a pod has ended; SourceMissing where it is removed before that."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        pod = self._pod(name)
+        pod = None
         try:
-            with closing(self._cluster.states(pod, deadline)) as states:
+            with closing(self._cluster.states(self._pod(name, deadline), deadline)) as states:
                 for pod, _ in states:
                     status = kubelet.status_of(pod)
                     if status.phase in kubelet.ENDED:
                         return status
         except TooLate:
-            why = kubelet.why_waiting(kubelet.status_of(pod))
+            why = kubelet.why_waiting(kubelet.status_of(pod)) if pod else "the cluster does not answer"
             raise DeadlinePassed(f"pod {name} has not ended within {timeout:g} s: {why}", name) from None
         raise SourceMissing(f"pod {name} was removed while it was waited for")
 
@@ -167,11 +167,11 @@ class KubernetesRunner:
             elif over:
                 return
 
-    def _pod(self, name: str) -> Manifest:
+    def _pod(self, name: str, deadline: float | None = None) -> Manifest:
         # A name becomes a part of an address, where `..` or nothing would be all pods.
         if not is_name(name):
             raise self._cluster.missing(name)
-        return self._cluster.get(name)
+        return self._cluster.get(name, deadline)
 
 
 def as_v1pod(manifest: Manifest) -> Any:
