@@ -40,8 +40,14 @@ def workflow(kind: str) -> Workflow:
             container_set=in_a_set,
         ),
     ]
-    limits = {"active_deadline_seconds": 3600, "ttl_strategy": TTLStrategy(seconds_after_completion=86400)}
-    with Workflow(name=f"two-nodes-{kind}", entrypoint="two-nodes", templates=nodes, **limits) as made, DAG(name="two-nodes"):
+    made = Workflow(
+        name=f"two-nodes-{kind}",
+        entrypoint="two-nodes",
+        active_deadline_seconds=3600,
+        ttl_strategy=TTLStrategy(seconds_after_completion=86400),
+        templates=nodes,
+    )
+    with made, DAG(name="two-nodes"):
         warm = Task(name="warm", template="warm")
         hottest = Task(name="hottest", template="hottest", arguments={"bundle": "{{tasks.warm.outputs.parameters.bundle}}"})
         warm >> hottest
