@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kubernetes_api import Api
 from processes import BIN, until
 
 from sidecar.session.local import LocalRunner
@@ -42,7 +43,7 @@ class Machine:
 """)
 
     def tell(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command: list[str | Path] = [BIN / "sidecar", "session", *words, "--folder", self.folder]
+        command: list[str | Path] = [BIN / "sidecar", "session", words[0], "--folder", self.folder, *words[1:]]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=self.top)
 
     def until_listed(self, line: str) -> None:
@@ -125,3 +126,74 @@ def test_an_image_that_is_no_directory_is_told_with_what_there_is(machine: Machi
 @pytest.mark.parametrize("text", ["x", "=dir", "image="])
 def test_an_image_dir_that_is_none_is_2(machine: Machine, text: str) -> None:
     assert machine.start("app", "--image-dir", text).returncode == 2
+
+
+# --- elsewhere ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """A cluster that the kubeconfig leads to."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "cluster").mkdir()
+    with Api(tmp_path / "cluster", "a token") as api:
+        monkeypatch.setenv("KUBECONFIG", api.kubeconfig(tmp_path / "config"))
+        yield api
+        for each in json.loads(tell_cluster(machine, "list", "--json").stdout):
+            tell_cluster(machine, "stop", each["name"], "--grace", "0")
+    assert api.wrong == []
+
+
+def tell_cluster(machine: Machine, *words: str) -> subprocess.CompletedProcess[str]:
+    command: list[str | Path] = [BIN / "sidecar", "session", words[0], "--runner", "kubernetes", "--context", "here", *words[1:]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=machine.top)
+
+
+def test_a_session_runs_in_a_cluster_and_its_output_and_end_are_the_commands(machine: Machine, cluster: Api) -> None:
+    listed = ["--catalog", "catalog.yaml", "--artifact", "viewer", "--artifact", "app", "--image", "host", "--delivery", "image"]
+    ran = tell_cluster(machine, "start", *listed, "--wait")
+    assert (ran.returncode, ran.stderr) == (7, "")
+    assert ran.stdout.splitlines()[-2:] == ["two words", "it's $(x)"]
+    assert tell_cluster(machine, "list").stdout == ""
+
+
+def test_a_session_in_a_cluster_can_be_listed_looked_at_followed_and_stopped(machine: Machine, cluster: Api) -> None:
+    started = tell_cluster(machine, "start", "--image", "host", "--id", "6f1c", "--", "sh", "-c", "echo ready; sleep 600")
+    assert started.returncode == 0, started.stderr
+    until(lambda: "ready" in tell_cluster(machine, "logs", "session-6f1c").stdout, "it has written")
+    until(lambda: "Running  application running" in tell_cluster(machine, "list").stdout, "it is listed")
+    assert json.loads(tell_cluster(machine, "show", "session-6f1c", "--json").stdout)["phase"] == "Running"
+    again = tell_cluster(machine, "start", "--image", "host", "--id", "6f1c", "--", "true")
+    assert (again.returncode, "session-6f1c" in again.stderr) == (78, True)
+    assert tell_cluster(machine, "stop", "session-6f1c", "--grace", "1").returncode == 0
+    assert tell_cluster(machine, "show", "session-6f1c").returncode == 66
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("start", "--runner", "podman", "--image-dir", "a=b"), "--image-dir is not an option of podman"),
+        (("start", "--runner", "kubernetes", "--claim-dir", "a=b"), "--claim-dir is not an option of kubernetes"),
+        (("start", "--network", "none"), "--network is not an option of local"),
+        (("start", "--namespace", "x"), "--namespace is not an option of local"),
+        (("list", "--context", "x"), "--context is not an option of this machine"),
+        (("list", "--runner", "kubernetes", "--folder", "x"), "--folder is not an option of kubernetes"),
+        (("start", "--claim-dir", "x"), "--claim-dir expects CLAIM=DIR"),
+    ],
+)
+def test_an_option_that_a_runner_has_not_is_2(tmp_path: Path, words: tuple[str, ...], named: str) -> None:
+    more = ["--image", "host", "--", "true"] if words[0] == "start" else []
+    ran = subprocess.run([BIN / "sidecar", "session", *words, *more], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert named in ran.stderr
+
+
+def test_a_directory_stands_for_the_claim_that_the_store_is_on(machine: Machine) -> None:
+    words = ["--store", "file:///store", "--store-claim", "s", "--claim-dir", "s=viewer", "--battery", "fuse=fuse.yaml"]
+    (machine.top / "fuse.yaml").write_text("bundles: [{name: in, srcPath: /input, srcRepo: weather, srcLabel: latest}]")
+    ran = machine.start("app", *words)
+    assert ran.returncode == 65
+    # All but the images of the battery and of the wrapper, which are no directories here.
+    assert "claim" not in ran.stderr
+    assert "persistentVolumeClaim" in machine.start("app", *words[:4], *words[6:]).stderr
