@@ -113,7 +113,7 @@ class PodmanRunner(LedRunner):
                 raise ParametersError(faults)
             if _is_as_asked(pod, made):
                 break
-            self._let_go(folder)
+            podman.remove()
         else:
             raise ConfigurationError(f"pod {pod.name} cannot be begun: this podman does not keep the words of its commands")
         # Before all others: they would each do so, at once.
@@ -140,12 +140,7 @@ class PodmanRunner(LedRunner):
 
     def _let_go(self, folder: Folder) -> None:
         podman = Podman(folder.read("pod.json"))
-        found = podman.run("pod", "inspect", _INFRA, podman.called)
-        if found.returncode == 0:
-            # Killed first, and waited for: to remove it while it runs takes podman seconds, at times.
-            podman.run("pod", "kill", podman.called)
-            podman.wait(found.stdout.decode().strip())
-        podman.ask("pod", "rm", "--force", "--time=0", "--ignore", podman.called)
+        podman.remove()
         _unmount(folder)
         if os.geteuid():
             # What other users of the containers made there is not the caller's to remove, but in podman's namespace.
@@ -182,6 +177,15 @@ class Podman:
         if ran.returncode:
             raise Unreachable(f"podman {words[0]}: {_last(ran.stderr)}")
         return ran.stdout.decode(errors="replace")
+
+    def remove(self) -> None:
+        """Remove the pod and its containers, if there are any."""
+        found = self.run("pod", "inspect", _INFRA, self.called)
+        if found.returncode == 0:
+            # Killed first, and waited for: to remove it while it runs takes podman seconds, at times.
+            self.run("pod", "kill", self.called)
+            self.wait(found.stdout.decode().strip())
+        self.ask("pod", "rm", "--force", "--time=0", "--ignore", self.called)
 
     def inspect(self, *containers: str) -> dict[str, Any]:
         """Return what podman knows of containers, by their names in the pod."""
@@ -376,7 +380,7 @@ def _parts(pod: Pod, program: Program) -> Iterator[tuple[int, Mount]]:
     for each in (*pod.inits, *pod.programs):
         for mount in each.mounts:
             if mount.part:
-                if each is program:
+                if each.name == program.name:
                     yield number, mount
                 number += 1
 
