@@ -455,6 +455,21 @@ def test_a_watch_that_fails_is_begun_again(
     assert len(api.asked("GET")) <= 2  # once more where what happened since is not known
 
 
+def test_a_watch_goes_on_from_what_the_last_one_told(api: Api, begin: Any, tmp_path: Path) -> None:
+    name = begin(gated(tmp_path))
+    # Each tells something: so they may end at once for longer than patience lasts.
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0.3)
+    versions = [str(number) for number in range(1001, 1013)]
+    api.fail("WATCH", *[Event("BOOKMARK", {"metadata": {"resourceVersion": version}}) for version in versions])
+    waiting = in_background(lambda: runner.wait(name))
+    api.await_request("WATCH", 13)
+    with api._changed:
+        api._version = 2000
+    (tmp_path / "go").touch()
+    assert waiting().phase == "Failed"
+    assert [each.query["resourceVersion"] for each in api.asked("WATCH")][1:13] == versions
+
+
 def test_what_happened_while_no_watch_was_there_is_not_missed(
     api: Api, runner: KubernetesRunner, begin: Any, tmp_path: Path
 ) -> None:
