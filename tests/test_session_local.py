@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from processes import HANG, LONG, processes_that_say, until
 from session_contract import DEAF, PLAIN, POLITE, Contract, container, hear, mount, of, pod, said
 
-from sidecar.errors import ConfigurationError, ParametersError, SourceMissing
+from sidecar.errors import ConfigurationError, DeadlinePassed, ParametersError, SourceMissing
 from sidecar.parameters.dictionary import decode
 from sidecar.process import Child
 from sidecar.session.artifact import Artifact, Port
 from sidecar.session.compose import Options, compose
+from sidecar.session.folder import Folder
 from sidecar.session.lead import Lead
 from sidecar.session.local import LocalRunner
 from sidecar.session.pod import expand, read_pod
@@ -371,6 +372,17 @@ def test_a_pod_that_is_stopped_while_it_begins_leaves_nothing(runner: LocalRunne
         assert runner.stop(begin(pod(container("one", base, f": {token}; {DEAF}"))), 0.003 * number).phase == "Failed"
         assert not processes_that_say(token)
     assert os.listdir(runner.folder) == []
+
+
+def test_who_waits_for_a_pod_that_is_still_being_begun_is_told_when_its_time_is_over(runner: LocalRunner) -> None:
+    name = "begun-for-long"
+    folder = Folder(os.path.join(runner.folder, name))
+    os.makedirs(folder.path, 0o700)
+    folder.write("pod.json", {"engine": LocalRunner.ENGINE})
+    lease = folder.take_lease()  # of whoever pulls images, and has no supervisor yet
+    with pytest.raises(DeadlinePassed):
+        runner.wait(name, 0.02)
+    os.close(lease)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (63, 1), (63, 63, 63, 61)])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import select
 import shutil
@@ -116,9 +117,14 @@ class Folder:
             os.close(fd)
         return False
 
-    def supervisor(self) -> int | None:
-        """Return a descriptor of the supervisor's process (a pidfd), which is readable once that is over; None where it is."""
+    def supervisor(self, deadline: float = math.inf) -> int | None:
+        """Return a descriptor of the supervisor's process (a pidfd), which is readable once that is over; None where it is.
+
+        TimeoutError where, at a time of the monotonic clock, there is none yet: what begins it may be pulling images.
+        """
         while self.is_led():
+            if time.monotonic() > deadline:
+                raise TimeoutError
             try:
                 with open(os.path.join(self.path, "lease")) as file:
                     fd = os.pidfd_open(int(file.read()))
@@ -132,11 +138,16 @@ class Folder:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return when the supervisor has ended; tell whether it has within `timeout` seconds."""
-        fd = self.supervisor()
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        try:
+            fd = self.supervisor(deadline)
+        except TimeoutError:
+            return False
         if fd is None:
             return True
         try:
-            return bool(select.select([fd], [], [], timeout)[0])
+            left = None if timeout is None else max(0.0, deadline - time.monotonic())
+            return bool(select.select([fd], [], [], left)[0])
         finally:
             os.close(fd)
 
