@@ -96,9 +96,10 @@ class Lost:
 
 @dataclass(frozen=True)
 class Cut:
-    """The connection ends in the middle of an answer: after so many of its parts."""
+    """The connection ends in the middle of an answer: after so many of its parts, and as if that were all where it ends well."""
 
     after: int
+    well: bool = False
 
 
 @dataclass(frozen=True)
@@ -593,7 +594,7 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
                     self._stream(iter([_line(plan.type, plan.object)]), None)
                 elif request.verb in ("WATCH", "LOG"):
                     parts = api.events(request.query) if request.verb == "WATCH" else api.log(self._name(), request.query)
-                    self._stream(parts, plan.after if isinstance(plan, Cut) else None)
+                    self._stream(parts, plan if isinstance(plan, Cut) else None)
                 else:
                     status, found = self._do(request)
                     if isinstance(plan, Lost):
@@ -647,22 +648,23 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body[: len(body) // 2] if cut else body)
             self.close_connection = cut
 
-        def _stream(self, parts: Iterator[bytes], cut: int | None) -> None:
+        def _stream(self, parts: Iterator[bytes], cut: Cut | None) -> None:
             if self.headers.get("Authorization") != f"Bearer {api.token}":
                 raise _Refused(Refusal(401, "Unauthorized", "Unauthorized"))
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            if cut == 0:
-                raise _Over
-            for number, part in enumerate(parts):
-                if number == cut:
-                    # In the middle of a line, too.
-                    self.wfile.write(b"%x\r\n" % len(part) + part[: len(part) // 2])
-                    raise _Over
+            for number, part in enumerate(parts if cut != Cut(0) else ()):
+                if cut is not None and number == cut.after:
+                    if not cut.well:
+                        # In the middle of a line, too.
+                        self.wfile.write(b"%x\r\n" % len(part) + part[: len(part) // 2])
+                    break
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-            if cut is not None:
+                if cut is not None and cut.well and number + 1 == cut.after:
+                    break
+            if cut is not None and not cut.well:
                 raise _Over
             self.wfile.write(b"0\r\n\r\n")
 

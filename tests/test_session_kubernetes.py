@@ -699,6 +699,20 @@ def test_who_follows_hears_all_lives_that_come_once_each(api: Api, runner: Kuber
     assert len(api.asked("LOG")) <= 16
 
 
+def test_a_log_that_ends_though_its_container_runs_on_is_asked_for_again(
+    api: Api, runner: KubernetesRunner, begin: Any, tmp_path: Path
+) -> None:
+    # As where a proxy lets go of what is idle, or a kubelet is begun again.
+    one = container("one", "host", "echo one; until [ -e /v/go ]; do sleep 0.02; done; echo two", volumeMounts=[mount("v", "/v")])
+    name = begin(pod(one, volumes=[{"name": "v", "hostPath": {"path": str(tmp_path)}}]))
+    running(runner, name, "one")
+    api.fail("LOG", Cut(1, well=True), Cut(1, well=True))
+    heard = in_background(lambda: b"".join(runner.logs(name, "one", follow=True)))
+    api.await_request("LOG", 3)
+    (tmp_path / "go").touch()
+    assert heard() == b"one\ntwo\n"
+
+
 def test_who_follows_before_a_container_begins_hears_it_from_its_beginning(
     runner: KubernetesRunner, begin: Any, tmp_path: Path
 ) -> None:
