@@ -16,6 +16,7 @@ COMMANDS = {
     "status": ("sidecar.cli.status:status", "Explain a running or finished pod from its coordination directory."),
     "once": ("sidecar.cli.once:once", "Run a program at most once, and give back what came of it."),
     "session": ("sidecar.cli.session:session", "Compose a pod from a base image and any number of artifacts."),
+    "function": ("sidecar.cli.function:function", "Run source code that was just handed over, in a sandbox."),
     "bundle": ("sidecar.cli.bundle:bundle", "Keep, fetch and look at bundles of files."),
     "repo": ("sidecar.cli.bundle:repo", "Make and list repositories of bundles."),
     "label": ("sidecar.cli.bundle:label", "Move and list the labels of bundles."),
