@@ -746,8 +746,8 @@ def test_a_log_that_is_refused_is_told(api: Api, runner: KubernetesRunner, begin
 
 def stamped(lines: list[bytes]) -> bytes:
     """Return lines as a kubelet tells them: some at the same second, with fractions of any length."""
-    second = "2026-01-31T23:59:{:02}{}Z "
-    return b"".join(second.format(number // 7, f".{number % 7 + 1}").encode() + line for number, line in enumerate(lines))
+    second, fractions = "2026-01-31T23:59:{:02}{}Z ", ("", ".0001", ".05", ".051", ".1", ".123456789", ".9")
+    return b"".join(second.format(number // 7, fractions[number % 7]).encode() + line for number, line in enumerate(lines))
 
 
 @settings(deadline=None)
@@ -850,6 +850,8 @@ def test_how_a_pod_ended_is_told_also_where_its_phase_does_not_say() -> None:
     assert end_of(seen(ended("a", 0), inits=(ended("i", 1),))).phase == "Succeeded"
     assert end_of(seen(ended("a", 0), ended("b", 3))).phase == "Failed"
     assert end_of(seen({"name": "a"}, phase="Pending")).phase == "Failed"
+    evicted = end_of(seen({"name": "a", "state": {"running": {}}}, phase="Failed", reason="Evicted"))
+    assert (evicted.phase, evicted.reason) == ("Failed", "Evicted")
     lost = end_of(seen({"name": "a", "state": {"running": {}}}))
     assert (lost.phase, lost.reason) == ("Unknown", "it was removed before its node had told how its containers ended")
 
