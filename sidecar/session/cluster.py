@@ -109,7 +109,7 @@ class Cluster:
         except Failed as failed:
             if failed.status == 404:
                 return None
-            raise self._sorted(failed, f"pod {name} cannot be read") from None
+            raise self.told(failed, f"pod {name} cannot be read") from None
 
     def missing(self, name: str) -> SourceMissing:
         """Return what is raised where there is no pod of that name."""
@@ -135,7 +135,7 @@ class Cluster:
                 return all_pages()
             except Failed as failed:
                 if failed.status != _GONE:
-                    raise self._sorted(failed, "pods cannot be listed") from None
+                    raise self.told(failed, "pods cannot be listed") from None
                 # The pages are older than what the cluster keeps: they are begun again.
                 self._wait(trouble, Failed(0, failed.message), None, "pods cannot be listed")
 
@@ -169,7 +169,7 @@ class Cluster:
             what = f"pod {name} cannot be begun"
             if failed.transient and maybe:
                 what = f"whether pod {name} was begun is not known; look for it before you begin it again"
-            raise self._sorted(failed, what) from None
+            raise self.told(failed, what) from None
 
     def delete(self, name: str, uid: str, grace: int | None) -> bool:
         """Ask for the end of the pod of that uid; tell whether it was there."""
@@ -189,14 +189,11 @@ class Cluster:
             # It is gone, or another one has its name now: after an answer that was lost, by our doing.
             if failed.status in (404, 409):
                 return attempts > 1
-            raise self._sorted(failed, f"pod {name} cannot be stopped") from None
+            raise self.told(failed, f"pod {name} cannot be stopped") from None
         return True
 
     def log(self, name: str, container: str, *, since: str = "", former: bool = False, follow: bool = False) -> Iterator[bytes]:
-        """Yield one life's log, each line with its time; nothing where there is none. Failed, also on the way.
-
-        Who follows is told by b"" that the answer has begun: it may be long until there is any of it.
-        """
+        """Yield one life's log, each line with its time; nothing where there is none. Failed, also on the way."""
         query = {"container": container, "timestamps": "true"}
         query |= {"sinceTime": since} if since else {}
         query |= {"previous": "true"} if former else {}
@@ -250,11 +247,7 @@ class Cluster:
         try:
             trouble.wait(failed, deadline)
         except Failed:
-            raise self._sorted(failed, what) from None
-
-    def told(self, failed: Failed, what: str) -> SidecarError:
-        """Return a failure as the error that says who can put it right."""
-        return self._sorted(failed, what)
+            raise self.told(failed, what) from None
 
     # --- doing it
 
@@ -400,7 +393,8 @@ class Cluster:
 
     # --- what is told
 
-    def _sorted(self, failed: Failed, what: str) -> SidecarError:
+    def told(self, failed: Failed, what: str) -> SidecarError:
+        """Return a failure as the error that says who can put it right."""
         where = f"the cluster at {self._client.configuration.host}"
         if failed.status == 401:
             return ConfigurationError(f"{what}: {where} does not know who asks: {failed.message}")
