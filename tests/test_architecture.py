@@ -26,6 +26,7 @@ PACKAGE = ROOT / "sidecar"
 # Each layer may import what stands below it, and nothing above. Modules of one line may import each other, without a cycle.
 LAYERS = (
     ("cli", "testing"),  # parse, one call, print; and the contracts for those who write stores and batteries
+    ("web",),  # the same over HTTP
     ("session", "functions"),  # what a pod is made of, and where one is started; source code that was just handed over
     ("coordination",),
     ("batteries",),

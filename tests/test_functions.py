@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import processes_that_say, until
 
-from sidecar.errors import ConfigurationError, SourceMissing
+from sidecar.errors import ConfigurationError, ParametersError, SourceMissing
 from sidecar.functions.answer import Answer, Asked, Limits
 from sidecar.functions.runtimes import choose, find_runtimes
 from sidecar.functions.service import Full, NobodyAnswered, Service
@@ -89,7 +89,14 @@ def test_every_language_runs_what_it_is_handed(call: Call, language: str) -> Non
 def test_a_source_is_bytes_whatever_they_are(call: Call) -> None:
     assert call("bash", b"printf '\\xff\\n' # \xff\xfe").won.stdout == b"\xff\n"
     assert call("python", b"print(1)\n\xff").won.status == "error"
-    assert call("bash", b"").won.status == "ok"
+    assert call("bash", b"\n").won.status == "ok"
+
+
+def test_all_that_is_wrong_with_a_call_is_told_at_once(service: Service) -> None:
+    asked = Asked(b"", ("a\0",), context="x" * (1 << 17), limits=Limits(wall=61), workers=6, delay=-1)
+    with pytest.raises(ParametersError) as told:
+        asyncio.run(service.call("bash", asked))
+    assert [each.key for each in told.value.faults] == ["source", "args", "context", "timeout", "workers", "delay"]
 
 
 @pytest.mark.parametrize("number", [1, 9, 11, 15])

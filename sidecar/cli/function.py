@@ -17,7 +17,7 @@ from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain
 from sidecar.cli.listing import json_option, print_json, print_table
 from sidecar.errors import DEADLINE, ConfigurationError, UsageError
-from sidecar.functions.answer import MOST_WORKERS, Answer, Asked, Limits
+from sidecar.functions.answer import MOST, MOST_WORKERS, Answer, Asked, Limits
 from sidecar.functions.runtimes import Runtime, find_runtimes
 from sidecar.functions.service import Service
 
@@ -45,7 +45,8 @@ def function() -> None:
     context_settings={"allow_interspersed_args": False},
     epilog="""\b
 Exit status: the program's own, that of SIGKILL where it wrote too much; 75 it took too long; 2 usage, or FILE cannot be read;
-66 there is no such runtime; 69 no worker could run it; 74 a runtime cannot be read; 78 this machine cannot confine programs.
+65 it is empty, or the arguments are too much; 66 there is no such runtime; 69 no worker could run it; 74 a runtime cannot be
+read; 78 this machine cannot confine programs.
 Example:  sidecar function run --timeout 10s python:3.11 sum.py -- 1 2 3""",
 )
 @click.argument("runtime")
@@ -78,7 +79,8 @@ def run(
 
     Standard input is the program's, its output and status are the command's. It has no network and sees no file of this machine.
     """
-    service = Service(_found(folders))
+    # Here whoever asks decides how long.
+    service = Service(_found(folders), limits=replace(MOST, wall=max(MOST.wall, timeout)))
     source = _read(file)
     limits = replace(Limits(), wall=timeout, cpu=max(Limits().cpu, int(timeout)))
     given = arguments[1:] if arguments[:1] == ("--",) else arguments
@@ -104,6 +106,40 @@ def list_(folders: tuple[str, ...], as_json: bool) -> None:
         print_json([{"language": each.language, "version": each.version} for each in found])
     elif found:
         print_table([("LANGUAGE", "VERSION"), *((each.language, each.version) for each in found)])
+
+
+@function.command(
+    epilog="""\b
+Exit status: 0 when it was asked to end; 2 usage, or a file cannot be read; 74 the address cannot be listened to; 78 others can
+reach it and there is no token, this machine cannot confine programs, or the extra [server] is not installed.
+Example:  sidecar function serve --port 8080 --runtimes images/runtimes""",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens; beyond the loopback it needs a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Which port it listens to.")
+@click.option("--token-file", metavar="FILE", help="The bearer token that is asked for.  [default: $SIDECAR_TOKEN, if any]")
+@click.option(
+    "--most", type=click.IntRange(1), metavar="N", help="How many calls may run at a time.  [default: two for each processor]"
+)
+@click.option(
+    "--timeout", type=Seconds(), metavar="T", default="60s", show_default=True, help="The most that a call may ask for."
+)
+@_runtimes
+def serve(host: str, port: int, token_file: str | None, most: int | None, timeout: float, folders: tuple[str, ...]) -> None:
+    """Run what is posted, over HTTP. Python: web.functions.application.
+
+    GET / is a page to try it, /openapi.json its description, /metrics what is measured.
+    """
+    try:
+        from sidecar.web.functions import application
+        from sidecar.web.serve import serve as serve_web
+    except ImportError:
+        raise ConfigurationError("the server is not installed: pip install 'sidecar-toolkit[server]'") from None
+    token = os.environ.get("SIDECAR_TOKEN", "") if token_file is None else _read(token_file).decode(errors="replace").strip()
+    if token_file is not None and not token:
+        raise ConfigurationError(f"{token_file} is empty: expected a token")
+    service = Service(_found(folders), most or 2 * (os.cpu_count() or 1), replace(MOST, wall=timeout))
+    complain("sidecar", f"functions at http://{host}:{port}/")
+    serve_web(application(service, token), host, port, token)
 
 
 def _found(folders: Sequence[str]) -> tuple[Runtime, ...]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sidecar.errors import Fault
+
 Status = Literal["ok", "error", "timeout", "output-limit", "file-limit", "signalled", "worker-failed", "lost"]
 
 MOST_WORKERS = 5
 KIB, MIB = 1 << 10, 1 << 20
+# Half of what the kernel takes as one text (MAX_ARG_STRLEN), of arguments and of context.
+WORDS = 64 * KIB
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Limits:
     scratch: int = 64 * MIB
 
 
+# The most that whoever serves calls lets them ask for, unless it says otherwise.
+MOST = Limits(wall=60.0)
+
+
 @dataclass(frozen=True)
 class Asked:
     """One call: the source as it was handed over, and what its program is given. `context` is text, JSON as a rule.
@@ -40,6 +48,27 @@ class Asked:
     limits: Limits = Limits()
     workers: int = 2
     delay: float = 0.0
+
+
+def faults(asked: Asked, most: Limits) -> list[Fault]:
+    """Return all that is wrong with a call whose limits may be `most`; arguments and context become those of a process, which the
+    kernel bounds."""
+    found = []
+    if not asked.source:
+        found.append(Fault("call", "source", "expected, it is empty"))
+    if any("\0" in each for each in asked.arguments):
+        found.append(Fault("call", "args", "expected texts without the character NUL"))
+    if sum(len(each.encode(errors="surrogatepass")) + 1 for each in asked.arguments) > WORDS:
+        found.append(Fault("call", "args", f"expected at most {WORDS} bytes of them"))
+    if "\0" in asked.context or len(asked.context.encode(errors="surrogatepass")) > WORDS:
+        found.append(Fault("call", "context", f"expected at most {WORDS} bytes, without the character NUL"))
+    if not 0 < asked.limits.wall <= most.wall:
+        found.append(Fault("call", "timeout", f"expected more than 0 and at most {most.wall:g} seconds"))
+    if not 1 <= asked.workers <= MOST_WORKERS:
+        found.append(Fault("call", "workers", f"expected 1 to {MOST_WORKERS}"))
+    if not 0 <= asked.delay <= most.wall:
+        found.append(Fault("call", "delay", f"expected 0 to {most.wall:g} seconds"))
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from sidecar.errors import ConfigurationError, SidecarError
-from sidecar.functions.answer import MOST_WORKERS, Answer, Asked, Ran
+from sidecar.errors import ConfigurationError, ParametersError, SidecarError
+from sidecar.functions.answer import MOST, MOST_WORKERS, Answer, Asked, Limits, Ran, faults
 from sidecar.functions.hedge import Bucket, Hedge
 from sidecar.functions.runtimes import Runtime, choose
 from sidecar.functions.worker import Worker, machine
@@ -48,17 +48,17 @@ class NobodyAnswered(SidecarError):
 
 
 class Service:
-    """Runs what is asked for in `runtimes`, at most `most` calls at a time (0: as many as come).
+    """Runs what is asked for in `runtimes`, at most `most` calls at a time (0: as many as come), under `limits` at most.
 
     ConfigurationError where this machine lacks what confines workers: nothing is ever run unconfined.
     """
 
-    def __init__(self, runtimes: Sequence[Runtime], most: int = 0, first_user: int = FIRST_USER) -> None:
+    def __init__(self, runtimes: Sequence[Runtime], most: int = 0, limits: Limits = MOST, first_user: int = FIRST_USER) -> None:
         missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
         if missing:
             raise ConfigurationError(f"functions need what is missing here: apt-get install {' '.join(dict.fromkeys(missing))}")
         self.runtimes = tuple(runtimes)
-        self.most = most
+        self.most, self.limits = most, limits
         self.running = 0
         self._machine = machine(str(shutil.which("bwrap")))
         self._bucket = Bucket()
@@ -68,9 +68,12 @@ class Service:
     async def call(self, runtime: str, asked: Asked) -> Answer:
         """Return what came of running a source in `runtime`, `language` or `language:version`.
 
-        SourceMissing where there is no such runtime; Full; NobodyAnswered.
+        SourceMissing where there is no such runtime; ParametersError with all that is wrong with what is asked; Full;
+        NobodyAnswered.
         """
         found = choose(self.runtimes, runtime)
+        if wrong := faults(asked, self.limits):
+            raise ParametersError(wrong)
         if self.most and self.running >= self.most:
             raise Full(1.0)
         self.running += 1

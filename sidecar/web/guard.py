@@ -1,0 +1,91 @@
+"""What stands in front of every application of ours: who may ask, how long it took, and how much may be sent."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class TooLarge(Exception):
+    """More was sent than is taken."""
+
+
+class Guard:
+    """Asks for the bearer token, if there is one, but for paths that are `open_to_all`; and puts X-Call-Id and X-Duration-Seconds
+    on each answer.
+
+    Where there is none, whoever is on this machine may ask: so what another page has a browser ask is refused, by its Origin, and
+    so is a name that was made to mean the loopback, for answers would be read by it.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, open_to_all: Sequence[str]) -> None:
+        self._app, self._token, self._open = app, token.encode(), frozenset(open_to_all)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, call = time.monotonic(), str(uuid.uuid4())
+
+        async def say(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                took = f"{time.monotonic() - began:.6f}".encode()
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-call-id", call.encode()),
+                    (b"x-duration-seconds", took),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        if self._token and scope["path"] not in self._open and not self._knows(scope):
+            await _refuse(say, 401, "Authorization", "expected a bearer token that is known here")
+        elif not self._token and (problem := _of_another_page(scope)):
+            await _refuse(say, 403, problem, "is another page's, and there is no token here that it could know")
+        else:
+            await self._app(scope, receive, say)
+
+    def _knows(self, scope: Scope) -> bool:
+        said = [value for name, value in scope["headers"] if name == b"authorization"]
+        kind, _, token = said[0].partition(b" ") if len(said) == 1 else (b"", b"", b"")
+        # As long for any token: how much of one is right is not to be learnt by trying.
+        return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """Return what was sent, of `most` bytes; TooLarge, also where it only says so, before it is read."""
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and int(said[:20]) > most:
+        raise TooLarge(f"expected at most {most} bytes")
+    read = bytearray()
+    async for data in request.stream():
+        read += data
+        if len(read) > most:
+            raise TooLarge(f"expected at most {most} bytes")
+    return bytes(read)
+
+
+def _of_another_page(scope: Scope) -> str:
+    """Return the header that says that a browser asks for somebody else's page; "" where none does."""
+    said = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    host, origin = said.get(b"host", ""), said.get(b"origin")
+    if urlsplit(f"//{host}").hostname not in _LOOPBACK:
+        return "Host"
+    return "Origin" if origin is not None and urlsplit(origin).netloc != host else ""
+
+
+async def _refuse(send: Send, status: int, field: str, message: str) -> None:
+    body = json.dumps({"errors": [{"field": field, "message": message}]}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
