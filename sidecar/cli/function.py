@@ -138,8 +138,7 @@ def serve(host: str, port: int, token_file: str | None, most: int | None, timeou
     if token_file is not None and not token:
         raise ConfigurationError(f"{token_file} is empty: expected a token")
     service = Service(_found(folders), most or 2 * (os.cpu_count() or 1), replace(MOST, wall=timeout))
-    complain("sidecar", f"functions at http://{host}:{port}/")
-    serve_web(application(service, token), host, port, token)
+    serve_web(application(service, token), host, port, token, lambda url: complain("sidecar", f"functions at {url}"))
 
 
 def _found(folders: Sequence[str]) -> tuple[Runtime, ...]:

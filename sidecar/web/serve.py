@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import signal
+import socket
+from collections.abc import Callable
 from typing import Any
 
 from sidecar.errors import ConfigurationError, Unreachable
@@ -12,8 +14,8 @@ from sidecar.errors import ConfigurationError, Unreachable
 GRACE = 25
 
 
-def serve(application: Any, host: str, port: int, token: str) -> None:
-    """Serve until SIGTERM or SIGINT.
+def serve(application: Any, host: str, port: int, token: str, begun: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `begun` is told the address once it is listened to: port 0 is any that is free.
 
     ConfigurationError where anybody on the network could ask, Unreachable where the address is not to be had.
     """
@@ -30,14 +32,21 @@ def serve(application: Any, host: str, port: int, token: str) -> None:
         timeout_graceful_shutdown=GRACE,
     )
     server = uvicorn.Server(config)
+    try:
+        listening = _listen(host, port)
+    except OSError as error:
+        raise Unreachable(f"{host}:{port} cannot be listened to: {error.strerror}") from None
+    begun(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/")
     # Once it has ended as it was asked to, uvicorn sends itself the signal again, for whoever had a handler before.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    try:
-        server.run()
-    except SystemExit:
-        # That is how uvicorn says, after its log, that the address cannot be bound.
-        raise Unreachable(f"{host}:{port} cannot be listened to") from None
+    with listening:
+        server.run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=kind, backlog=2048)
 
 
 def _is_loopback(host: str) -> bool:
