@@ -34,10 +34,10 @@ from kubelet_engine import lives_of
 
 from sidecar import linux
 from sidecar.errors import Fault, ParametersError, SourceMissing
-from sidecar.session.folder import ENDED, Folder
+from sidecar.session.folder import Folder
 from sidecar.session.local import LocalRunner
 from sidecar.session.pod import GRACE
-from sidecar.session.runner import Container, Manifest, Status
+from sidecar.session.runner import ENDED, Container, Manifest, Status
 
 VERSION = "1.37"
 _IN_MODIFY = 0x2

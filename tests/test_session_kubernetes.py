@@ -31,7 +31,7 @@ from sidecar.session.cluster import MARK, Failed, TooLate, Trouble
 from sidecar.session.compose import Options, compose
 from sidecar.session.kubelet import Told, end_of, status_of
 from sidecar.session.kubernetes import KubernetesRunner, as_v1pod
-from sidecar.session.runner import Container, Manifest, Runner, Status
+from sidecar.session.runner import ENDED, Container, Manifest, Runner, Status
 
 PODS = "/api/v1/namespaces/sessions/pods"
 GOLDEN = {each.stem: yaml.safe_load(each.read_text()) for each in (Path(__file__).parent / "golden" / "session").glob("*.yaml")}
@@ -486,7 +486,7 @@ def test_what_happened_while_no_watch_was_there_is_not_missed(
 def zip_until_ended(states: Any) -> Iterator[tuple[Manifest, bool]]:
     for state in states:
         yield state
-        if state[0]["status"]["phase"] in kubelet.ENDED:
+        if state[0]["status"]["phase"] in ENDED:
             return
 
 

@@ -28,9 +28,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sidecar.errors import Corrupt, SourceMissing
-from sidecar.session.runner import Container, Phase, Status
+from sidecar.session.runner import ENDED, Container, Status
 
-ENDED: tuple[Phase, ...] = ("Succeeded", "Failed")
 KILLED = 128 + 9
 
 

@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sidecar.session.pod import SESSION
-from sidecar.session.runner import Container, Manifest, Phase, Status
+from sidecar.session.runner import ENDED, Container, Manifest, Phase, Status
 
-ENDED = ("Succeeded", "Failed")
 _PHASES: tuple[Phase, ...] = ("Pending", "Running", "Succeeded", "Failed")
 # Of a container that has ended, a kubelet always gives a reason; these two say no more than its status does.
 _PLAIN = ("Completed", "Error")

@@ -22,7 +22,7 @@ from sidecar.session import kubelet
 from sidecar.session.cluster import MARK, Cluster, Failed, TooLate, Trouble
 from sidecar.session.kubelet import Told
 from sidecar.session.pod import GRACE, is_name
-from sidecar.session.runner import Manifest, Status
+from sidecar.session.runner import ENDED, Manifest, Status
 
 MANAGED, OURS = "app.kubernetes.io/managed-by", "sidecar"
 PATIENCE = 30.0
@@ -77,7 +77,7 @@ class KubernetesRunner:
             with closing(self._cluster.states(self._pod(name, deadline), deadline)) as states:
                 for pod, _ in states:
                     status = kubelet.status_of(pod)
-                    if status.phase in kubelet.ENDED:
+                    if status.phase in ENDED:
                         return status
         except TooLate:
             why = kubelet.why_waiting(kubelet.status_of(pod)) if pod else "the cluster does not answer"

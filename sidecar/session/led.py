@@ -21,10 +21,10 @@ from typing import Any
 from sidecar import linux
 from sidecar.errors import ConfigurationError, DeadlinePassed, Fault, SidecarError, SourceMissing, Unreachable
 from sidecar.process import SIGTERM, SignalQueue
-from sidecar.session.folder import ENDED, Folder, discard, on_its_way
+from sidecar.session.folder import Folder, discard, on_its_way
 from sidecar.session.lead import Lead
 from sidecar.session.pod import Pod, Terms, is_name, read_pod
-from sidecar.session.runner import Container, Status
+from sidecar.session.runner import ENDED, Container, Status
 from sidecar.session.supervisor import Supervisor
 
 BACKOFF = 10.0

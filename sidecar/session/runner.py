@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 Manifest = dict[str, Any]
 State = Literal["waiting", "running", "exited"]
 Phase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
+ENDED: tuple[Phase, ...] = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
