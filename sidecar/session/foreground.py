@@ -3,8 +3,8 @@
 They are the very programs that containers run, led as those of any pod are (see supervisor); each has the caller's files,
 network, environment and working directory, the application the terminal as well. Nothing here takes part in their coordination.
 Whoever dies, the others hear it from the directory; where it died too early to have left a trace there, this module leaves that
-trace. Signals are passed on as they come, and nobody is killed: each participant keeps to its own `--grace`. Should this process
-be killed, the kernel takes all of them along.
+trace. Signals are passed on as they come, and nobody is killed, for each participant keeps to its own `--grace`; unless the pod
+cannot be led on. Should this process be killed, the kernel takes all of them along.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sidecar import process
 from sidecar.coordination.application import ENDING
 from sidecar.coordination.protocol import APPLICATION, FAILED
 from sidecar.coordination.signals import Directory, Watch, follow
-from sidecar.errors import NOT_EXECUTABLE, Unreachable
+from sidecar.errors import NOT_EXECUTABLE, SidecarError, Unreachable
 from sidecar.session.lead import Lead, Life
 from sidecar.session.pod import Pod, Program
-from sidecar.session.supervisor import Supervisor, appended
+from sidecar.session.supervisor import NOT_BEGUN, Supervisor, appended
 
 # How often `looked` is called at least, in seconds: a live view counts seconds.
 TICK = 0.25
@@ -40,7 +40,7 @@ def run(
     """Run the application's wrapper and the batteries, by name, until all have ended; return the wrapper's exit status.
 
     What a battery prints goes to `<logs>/<name>.log`. `looked` is called whenever something was said, and every TICK seconds.
-    Raises process.NotStarted where the wrapper cannot be begun.
+    Raises process.NotStarted where one of them cannot be begun; the others are ended then.
     """
     directory.make(())
     process.adopt_orphans()
@@ -53,6 +53,7 @@ def run(
     def step(watch: Watch) -> float | None:
         watch.add(signals.fd)
         within = supervisor.step()
+        _refuse_what_is_not_begun(lead)
         for each in lead.lives:
             if each.state == "exited" and directory.alive(each.program.name) is None:
                 # It died before it took its lease. One that is free is what the others take for a death.
@@ -77,9 +78,19 @@ def run(
 
 
 def _pass_on(supervisor: Supervisor, number: int) -> None:
-    if number in ENDING:
-        for begun in supervisor.running.values():
-            begun.child.send(number)
+    if number not in ENDING:
+        return
+    if not any(each.lives for each in supervisor.lead.lives):
+        # It came before there was anybody to be sent it.
+        supervisor.signals.put_back([number])
+    for begun in supervisor.running.values():
+        begun.child.send(number)
+
+
+def _refuse_what_is_not_begun(lead: Lead) -> None:
+    for each in lead.lives:
+        if each.exit == NOT_BEGUN and each.reason:
+            raise process.NotStarted(NOT_EXECUTABLE, f"{each.program.name} {each.reason}")
 
 
 def _gave_up(directory: Directory) -> bool:
@@ -88,21 +99,32 @@ def _gave_up(directory: Directory) -> bool:
 
 
 def _status(wrapper: Life) -> int:
-    if wrapper.reason or wrapper.exit is None:
-        raise process.NotStarted(NOT_EXECUTABLE, f"the application {wrapper.reason}")
+    assert wrapper.exit is not None
     return wrapper.exit
 
 
 class _Processes:
-    """The engine: a container is a process."""
+    """The engine: a container is a process. Once one could not be begun, none is."""
+
+    def __init__(self) -> None:
+        self._failed: OSError | SidecarError | None = None
 
     def begin(self, program: Program, log: str) -> _Process:
         """Begin one; the application has the streams that we have."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            return _Process(self._spawn(program, log))
+        except (OSError, SidecarError) as error:
+            self._failed = error
+            raise
+
+    def _spawn(self, program: Program, log: str) -> process.Child:
         if program.name == APPLICATION:
-            return _Process(process.spawn(program.command))
+            return process.spawn(program.command)
         out = appended(log)
         try:
-            return _Process(process.spawn(program.command, streams=(out, out), background=True))
+            return process.spawn(program.command, streams=(out, out), background=True)
         finally:
             os.close(out)
 

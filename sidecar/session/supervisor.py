@@ -7,6 +7,7 @@ container has a child process of ours, whose end is the container's. Whoever run
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import time
@@ -21,8 +22,15 @@ from sidecar.session.runner import Status
 
 # That of a container which could not be begun, as Kubernetes tells it.
 NOT_BEGUN = 128
+# No more than that is waited at once: the kernel counts milliseconds in 31 bits, and a grace may be longer.
+_LONGEST_WAIT = 3600.0
+# When what could not be told is told again.
+_AGAIN = 1.0
 # How often is looked whether a container that is to be ended can be asked yet: a matter of milliseconds.
 _SOON = 0.01
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Begun(Protocol):
@@ -83,7 +91,7 @@ class Supervisor:
             poll = select.poll()
             for fd in self.fds:
                 poll.register(fd, select.POLLIN)
-            poll.poll(None if within is None else int(within * 1000) + 1)
+            poll.poll(None if within is None else int(min(within, _LONGEST_WAIT) * 1000) + 1)
 
     def step(self) -> float | None:
         """Take note of what happened and do what is to be done; return within how many seconds to do so again, though nothing
@@ -92,11 +100,12 @@ class Supervisor:
         now = time.monotonic()
         begun = [self._begin(life, now) for life in self.lead.to_begin(now)]
         unheard = self._end(now)
-        self._tell()
+        told = self._tell()
         if self.lead.over:
             return -1
         # What could not be begun has ended already: of that, nothing will wake us.
         again = [now] if not all(begun) else [now + _SOON] if unheard else []
+        again += [] if told else [now + _AGAIN]
         wakes = [*self.lead.wakes(), *again]
         return max(0.0, min(wakes) - time.monotonic()) if wakes else None
 
@@ -135,11 +144,18 @@ class Supervisor:
             self.lead.ended(life, NOT_BEGUN, f"could not be begun: {error}", now)
             return False
 
-    def _tell(self) -> None:
+    def _tell(self) -> bool:
+        """Tell how the pod stands, if that is new; tell whether that could be done: a full disk ends no pod."""
         status = self.lead.status()
-        if status != self._last:
+        if status == self._last:
+            return True
+        try:
             self._publish(status)
-            self._last = status
+        except OSError as error:
+            _logger.warning("how the pod stands cannot be told: %s", error.strerror)
+            return False
+        self._last = status
+        return True
 
 
 def appended(log: str) -> int:
