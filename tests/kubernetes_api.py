@@ -6,7 +6,8 @@
 
 It looks at what is sent more closely than a real one: what it would never be asked stands in `wrong`, which is to be empty. All
 that was asked stands in `requests`. A pod whose image is no directory stays Pending, as where an image cannot be pulled. What the
-local runner does not honour is answered as a field that is invalid (422).
+local runner does not honour is answered as a field that is invalid (422). Several lines of a log have one time, as a container
+runtime has it that reads many at once.
 """
 
 from __future__ import annotations
@@ -96,10 +97,24 @@ class Lost:
 
 @dataclass(frozen=True)
 class Cut:
-    """The connection ends in the middle of an answer: after so many of its parts, and as if that were all where it ends well."""
+    """An answer ends after so many of its parts, of a log in the middle of a line; and as if that were all where it ends well."""
 
     after: int
     well: bool = False
+
+
+@dataclass(frozen=True)
+class Late:
+    """It is done, and answered after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Then:
+    """Before it is done, this is."""
+
+    do: Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ class Event:
     object: Manifest
 
 
-Plan = Refusal | Reset | Lost | Cut | Event
+Plan = Refusal | Reset | Lost | Cut | Event | Late | Then
 
 
 class _Refused(Exception):
@@ -275,11 +290,12 @@ class Api:
                     raise _Refused(_invalid(name, error.faults)) from None
                 made["status"] = _cannot_be_pulled(made, "ErrImagePull")
                 self._publish("ADDED", made)
+                begun = self.pods[name]
                 self._publish("MODIFIED", {**made, "status": _cannot_be_pulled(made, "ImagePullBackOff")})
-                return made
+                return begun
             self._publish("ADDED", made)
             self._spawn(lambda: self._lead(name, made["metadata"]["uid"]))
-        return made
+            return self.pods[name]
 
     def get(self, name: str) -> Manifest:
         """Return a pod."""
@@ -300,12 +316,22 @@ class Api:
             grace = (options or {}).get("gracePeriodSeconds", pod["spec"].get("terminationGracePeriodSeconds", GRACE))
             if not grace:
                 self.wrong.append(f"DELETE {name} at once: nobody knows whether it still runs")
+            if not self._is_on_its_node(name):
+                # As a real server does where there is nobody whom it could ask.
+                self._publish("DELETED", pod)
+                with suppress(SourceMissing):
+                    self.kubelet.stop(name, 0)
+                return pod
             stamp = {"deletionTimestamp": pod["metadata"]["creationTimestamp"], "deletionGracePeriodSeconds": grace}
             going = {**pod, "metadata": {**pod["metadata"], **stamp}}
             self._publish("MODIFIED", going)
             if not self.stuck:
                 self._spawn(lambda: self._end(name, pod["metadata"]["uid"], grace))
             return going
+
+    def _is_on_its_node(self, name: str) -> bool:
+        """Tell whether a pod was begun and has not ended."""
+        return self.kubelet.has(name) and self.pods[name]["status"]["phase"] not in ENDED
 
     def page_of(self, query: dict[str, str]) -> Manifest:
         """Return a page of a list."""
@@ -498,11 +524,29 @@ def _check(pod: Any) -> None:
     except kubernetes_validate.ValidationError as error:
         message = f"strict decoding error: {list(error.absolute_path)}: {error.message[:300]}"
         raise _Refused(Refusal(400, "BadRequest", message)) from None
+    if twice := list(_twice(pod)):
+        raise _Refused(_invalid(pod["metadata"]["name"], twice))
     labels = pod["metadata"].get("labels", {})
     if bad := [
         Fault("pod", "metadata.labels", f"Invalid value: {each!r}") for each in labels.values() if not _LABEL.fullmatch(each)
     ]:
         raise _Refused(_invalid(pod["metadata"]["name"], bad))
+
+
+def _twice(pod: Manifest) -> Iterator[Fault]:
+    """Yield what is there more than once, and may not be."""
+    names = set()
+    for key in ("initContainers", "containers"):
+        for number, each in enumerate(pod["spec"].get(key) or ()):
+            place, paths = f"spec.{key}[{number}]", set()
+            if each["name"] in names:
+                yield Fault("pod", f"{place}.name", f'Duplicate value: "{each["name"]}"')
+            names.add(each["name"])
+            for at, mount in enumerate(each.get("volumeMounts") or ()):
+                if mount["mountPath"] in paths:
+                    path = mount["mountPath"]
+                    yield Fault("pod", f"{place}.volumeMounts[{at}].mountPath", f'Invalid value: "{path}": must be unique')
+                paths.add(mount["mountPath"])
 
 
 def _invalid(name: str, faults: Any) -> Refusal:
@@ -537,10 +581,11 @@ def _has_ended(folder: Folder, container: str, number: int) -> str:
 
 
 def _timed(lines: Iterator[bytes], began: int, after: int, *, timed: bool) -> Iterator[bytes]:
-    """Yield lines with the times at which they were written, for which their order stands here."""
+    """Yield lines with the times at which they were written, for which their order stands here: three have the same."""
     for number, line in enumerate(lines):
-        second, nano = divmod(began + number, 10**9)
-        if (began + number) >= after:
+        written = began + number // 3
+        second, nano = divmod(written, 10**9)
+        if written >= after:
             stamp = f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{nano:09}Z ".encode()
             yield stamp + line if timed else line
 
@@ -590,6 +635,8 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
                     raise _Over
                 if isinstance(plan, Refusal):
                     raise _Refused(plan)
+                if isinstance(plan, Then):
+                    plan.do()
                 if isinstance(plan, Event):
                     self._stream(iter([_line(plan.type, plan.object)]), None)
                 elif request.verb in ("WATCH", "LOG"):
@@ -597,6 +644,8 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
                     self._stream(parts, plan if isinstance(plan, Cut) else None)
                 else:
                     status, found = self._do(request)
+                    if isinstance(plan, Late):
+                        time.sleep(plan.seconds)
                     if isinstance(plan, Lost):
                         raise _Over if plan.told is None else _Refused(plan.told)
                     self._send(status, json.dumps(found).encode(), {}, cut=isinstance(plan, Cut))
@@ -656,13 +705,11 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             for number, part in enumerate(parts if cut != Cut(0) else ()):
-                if cut is not None and number == cut.after:
-                    if not cut.well:
-                        # In the middle of a line, too.
-                        self.wfile.write(b"%x\r\n" % len(part) + part[: len(part) // 2])
-                    break
+                # In the middle of a line, too: of what is asked to end well, of the last that there is to be.
+                over = cut is not None and number == cut.after - cut.well
+                part = part[:-2] if over else part
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-                if cut is not None and cut.well and number + 1 == cut.after:
+                if over:
                     break
             if cut is not None and not cut.well:
                 raise _Over

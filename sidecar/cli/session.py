@@ -6,14 +6,15 @@ Each command parses, makes one call of sidecar.session, and prints: the manifest
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 import click
-import yaml
 
 from sidecar import __version__
 from sidecar.batteries import find as find_battery
@@ -21,8 +22,18 @@ from sidecar.batteries.companion import Around, Companion
 from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
+from sidecar.cli.manifests import print_yaml
 from sidecar.cli.runners import DELIVERED, WHERE, begun, to_start, which_ran, which_runs
-from sidecar.errors import UNAVAILABLE, ConfigurationError, Fault, ParametersError, UsageError
+from sidecar.errors import (
+    UNAVAILABLE,
+    ConfigurationError,
+    Fault,
+    Interrupted,
+    ParametersError,
+    SidecarError,
+    SourceMissing,
+    UsageError,
+)
 from sidecar.figures import counted
 from sidecar.session.argo import workflow_template
 from sidecar.session.artifact import Artifact
@@ -31,7 +42,7 @@ from sidecar.session.compose import APPLICATION, COORDINATION, DELIVERIES, Deliv
 from sidecar.session.compose import compose as compose_session
 from sidecar.session.job import job
 from sidecar.session.plan import LAUNCHES
-from sidecar.session.runner import Container
+from sidecar.session.runner import Container, Runner
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -180,20 +191,65 @@ def start(
     where = {key: asked.pop(key) for key in WHERE}
     runner = to_start(**where)
     found = _composed(asked, delivery or DELIVERED[where["runner"]], session_id or str(uuid.uuid4()))
-    runner.start(found.pod)
     name = found.pod["metadata"]["name"]
-    if not waiting:
-        print_json(found.as_json())
-        return 0
+    with _interrupted_by_signals():
+        try:
+            runner.start(found.pod)
+        except (KeyboardInterrupt, Interrupted):
+            complain("sidecar", f"whether pod {name} was begun is not known; look for it by `sidecar session show {name}`")
+            raise
+        if waiting:
+            return _attend(runner, name)
+    print_json(found.as_json())
+    return 0
+
+
+def _attend(runner: Runner, name: str) -> int:
+    """Tell what the application writes; return how it ended, the session being removed. What goes on is left alone."""
     try:
-        _write(runner.logs(name, APPLICATION, follow=True))
+        try:
+            _write(runner.logs(name, APPLICATION, follow=True))
+        except SidecarError as error:
+            if isinstance(error, Interrupted):
+                raise
+            complain("sidecar", f"warning: what the application writes cannot be told: {error}")
         status = runner.wait(name)
-    finally:
+    # A reader that is gone ends a command as a signal does.
+    except (KeyboardInterrupt, Interrupted, BrokenPipeError):
+        with suppress(SourceMissing):
+            runner.stop(name)
+        raise
+    except SourceMissing:
+        raise
+    except BaseException:
+        complain("sidecar", f"pod {name} was not stopped")
+        raise
+    with suppress(SourceMissing):
         runner.stop(name)
     if status.reason:
         complain("sidecar", status.reason)
     ended = [each.exit for each in status.containers if each.name == APPLICATION]
     return next((each for each in ended if each is not None), UNAVAILABLE)
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Have the signals that end a process raise Interrupted, once: what stops a session is not to be left in its middle."""
+
+    def end(number: int, _: object) -> None:
+        for each in former:
+            signal.signal(each, lambda *_: None)
+        raise Interrupted(number, f"ended by signal {number}")
+
+    former = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    for each, handler in former.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
 
 
 @session.command("list", epilog=_ending("0;", "sidecar session list"))
@@ -304,30 +360,12 @@ def _text(path: str) -> str:
 
 def _print(found: Session, output: str) -> None:
     if output == "argo":
-        _print_yaml(workflow_template({"session": found}, found.pod["metadata"]["name"]))
+        print_yaml(workflow_template({"session": found}, found.pod["metadata"]["name"]))
     elif output == "job":
-        _print_yaml(job(found))
+        print_yaml(job(found))
     elif output == "json":
         print_json(found.pod)
     elif output == "response":
         print_json(found.as_json())
     else:
-        _print_yaml(found.pod)
-
-
-def _print_yaml(document: object) -> None:
-    yaml.dump(document, sys.stdout, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes each thing where it stands, not as an alias of another, and texts of several lines as such."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        return True
-
-
-def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _represent)
+        print_yaml(found.pod)

@@ -11,19 +11,22 @@ pod, by which what was begun is known though the answer was lost. No error holds
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from sidecar.errors import ConfigurationError, Fault, ParametersError, SidecarError, SourceMissing, Unreachable
+from sidecar.session import kubelet
 from sidecar.session.runner import Manifest
 
 Answer = TypeVar("Answer")
 States = Generator[tuple[Manifest, bool], None, None]
-# Which creation a pod is of.
+# Which creation a pod is of: so whatever has it was begun here, not by kubectl or by a Job.
 MARK = "sidecar/begun-by"
 # Seconds until a server is to have been found, and to have answered.
 _CONNECT, _ANSWER = 10.0, 60.0
@@ -35,6 +38,9 @@ _SHORTEST, _LONGEST = 0.1, 8.0
 _PAGE = 500
 _TRANSIENT = (0, 408, 429, 500, 502, 503, 504)
 _GONE = 410
+# No object of a cluster is nearly so large: etcd takes 1.5 MiB.
+_LONG = 1 << 24
+_NO_SERVER = "what answers is no API server"
 
 
 class Failed(Exception):
@@ -67,6 +73,10 @@ class Trouble:
         """Note that something worked."""
         self._until, self._pause = 0.0, _SHORTEST
 
+    def heard(self) -> None:
+        """Note that something was told, whatever came then: patience begins anew, and the pauses go on."""
+        self._until = math.inf
+
     def wait(self, failed: Failed, deadline: float | None = None) -> None:
         """Return when the next attempt may be made; raise `failed` where none is, and TooLate at the deadline."""
         now = time.monotonic()
@@ -79,6 +89,8 @@ class Trouble:
             time.sleep(max(0.0, deadline - now))
             raise TooLate
         time.sleep(pause)
+        if self._until == math.inf:
+            self._until = 0.0
         self._pause = min(self._pause * 2, _LONGEST)
 
 
@@ -105,7 +117,7 @@ class Cluster:
     def find(self, name: str, deadline: float | None = None) -> Manifest | None:
         """Return a pod, None where there is none; TooLate at the deadline."""
         try:
-            return self._persistent(lambda: self._json("GET", name, deadline=deadline), deadline)
+            return self._persistent(lambda: self._json(kubelet.read_pod, "GET", name, deadline=deadline), deadline)
         except Failed as failed:
             if failed.status == 404:
                 return None
@@ -122,9 +134,8 @@ class Cluster:
             found: list[Manifest] = []
             query = {"labelSelector": selector, "limit": str(_PAGE)}
             while True:
-                page = self._persistent(partial(self._json, "GET", query=query))
-                found += page.get("items") or []
-                token = page.get("metadata", {}).get("continue")
+                page, token = self._persistent(partial(self._json, kubelet.read_list, "GET", query=query))
+                found += page
                 if not token:
                     return found
                 query = {**query, "continue": token}
@@ -139,17 +150,17 @@ class Cluster:
                 # The pages are older than what the cluster keeps: they are begun again.
                 self._wait(trouble, Failed(0, failed.message), None, "pods cannot be listed")
 
-    def create(self, pod: Manifest, mark: str) -> None:
-        """Begin a pod that has the mark of this creation; ConfigurationError where there is another of its name."""
+    def create(self, pod: Manifest, mark: str) -> Manifest:
+        """Begin a pod that has the mark of this creation; return it. ConfigurationError where there is another of its name."""
         name = pod["metadata"]["name"]
         maybe = False
 
-        def once() -> None:
+        def once() -> Manifest:
             nonlocal maybe
             if maybe and (found := self._found(name)) is not None:
                 return self._is_marked(found, mark)
             try:
-                self._json("POST", query={"fieldValidation": "Strict"}, body=pod)
+                return self._json(kubelet.read_pod, "POST", query={"fieldValidation": "Strict"}, body=pod)
             except Failed as failed:
                 if failed.status == 409 and failed.reason == "Conflict":
                     # Not the name: the quota was changed by somebody else meanwhile.
@@ -159,17 +170,19 @@ class Cluster:
                     if maybe and (found := self._found(name)) is not None:
                         return self._is_marked(found, mark)
                     raise self._taken(name) from None
-                maybe = maybe or failed.status != 429
+                maybe = maybe or (failed.transient and failed.status != 429)
                 raise
-            return None
 
         try:
-            self._persistent(once)
+            return self._persistent(once)
         except Failed as failed:
-            what = f"pod {name} cannot be begun"
-            if failed.transient and maybe:
-                what = f"whether pod {name} was begun is not known; look for it before you begin it again"
-            raise self.told(failed, what) from None
+            if not maybe:
+                raise self.told(failed, f"pod {name} cannot be begun") from None
+            what = f"whether pod {name} was begun is not known; look for it before you begin it again"
+            error = self.told(failed, what)
+            if isinstance(error, ParametersError):
+                error = ParametersError([*error.faults, Fault("pod", "", what)])
+            raise error from None
 
     def delete(self, name: str, uid: str, grace: int | None) -> bool:
         """Ask for the end of the pod of that uid; tell whether it was there."""
@@ -181,7 +194,7 @@ class Cluster:
         def once() -> None:
             nonlocal attempts
             attempts += 1
-            self._json("DELETE", name, body=options)
+            self._json(kubelet.read_object, "DELETE", name, body=options)
 
         try:
             self._persistent(once)
@@ -192,8 +205,13 @@ class Cluster:
             raise self.told(failed, f"pod {name} cannot be stopped") from None
         return True
 
-    def log(self, name: str, container: str, *, since: str = "", former: bool = False, follow: bool = False) -> Iterator[bytes]:
-        """Yield one life's log, each line with its time; nothing where there is none. Failed, also on the way."""
+    def log(
+        self, name: str, container: str, *, since: str = "", former: bool = False, follow: bool = False
+    ) -> Generator[bytes, None, None]:
+        """Yield one life's log, each line with its time; nothing where there is none. Failed, also on the way.
+
+        First, once the answer has begun, nothing of it.
+        """
         query = {"container": container, "timestamps": "true"}
         query |= {"sinceTime": since} if since else {}
         query |= {"previous": "true"} if former else {}
@@ -253,15 +271,16 @@ class Cluster:
 
     def _found(self, name: str) -> Manifest | None:
         try:
-            return self._json("GET", name)
+            return self._json(kubelet.read_pod, "GET", name)
         except Failed as failed:
             if failed.status == 404:
                 return None
             raise
 
-    def _is_marked(self, found: Manifest, mark: str) -> None:
-        if (found["metadata"].get("annotations") or {}).get(MARK) != mark:
+    def _is_marked(self, found: Manifest, mark: str) -> Manifest:
+        if found["metadata"].get("annotations", {}).get(MARK) != mark:
             raise self._taken(found["metadata"]["name"])
+        return found
 
     def _taken(self, name: str) -> ConfigurationError:
         return ConfigurationError(
@@ -280,27 +299,28 @@ class Cluster:
 
     def _json(
         self,
+        read: Callable[[Any], Answer],
         method: str,
         name: str = "",
         *,
         query: dict[str, str] | None = None,
         body: Manifest | None = None,
         deadline: float | None = None,
-    ) -> Manifest:
+    ) -> Answer:
+        """Return what `read` makes of the answer. A deadline that is near, or past, still leaves it some seconds."""
         import urllib3
 
-        left = _ANSWER if deadline is None else min(_ANSWER, max(0.01, deadline - time.monotonic()))
+        left = _ANSWER if deadline is None else min(_ANSWER, max(_CONNECT, deadline - time.monotonic()))
         response = self._request(method, name, query or {}, body, (min(_CONNECT, left), left))
         with closing(response):
             try:
-                found = json.loads(response.read())
+                return read(json.loads(response.read()))
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise Failed(0, self._clean(error)) from None
-            except ValueError:
-                raise Failed(0, "what answers is no API server") from None
+            except (ValueError, RecursionError):
+                raise Failed(0, _NO_SERVER) from None
             finally:
                 response.release_conn()
-        return dict(found)
 
     def _watch(
         self, name: str, version: str, deadline: float | None, trouble: Trouble
@@ -320,9 +340,11 @@ class Cluster:
             for part in self._stream("", query, (min(_CONNECT, late), late)):
                 began = began or time.monotonic()
                 *lines, rest = (rest + part).split(b"\n")
+                if len(rest) > _LONG:
+                    raise Failed(0, _NO_SERVER)
                 for line in filter(None, lines):
                     yield self._event(line)
-                    trouble.over()
+                    trouble.heard()
         finally:
             # One that only lasted well may have been cut because it was idle: that is no trouble.
             if began and time.monotonic() - began >= _LASTED:
@@ -332,12 +354,12 @@ class Cluster:
 
     def _event(self, line: bytes) -> tuple[str, Manifest]:
         try:
-            event = json.loads(line)
-            kind, seen = str(event["type"]), dict(event["object"])
-        except (ValueError, KeyError, TypeError):
-            raise Failed(0, "what answers is no API server") from None
+            kind, seen = kubelet.read_event(json.loads(line))
+        except (ValueError, RecursionError):
+            raise Failed(0, _NO_SERVER) from None
         if kind == "ERROR":
-            raise Failed(int(seen.get("code", 0)), self._clean(seen.get("message", "")), seen)
+            code = seen.get("code")
+            raise Failed(code if isinstance(code, int) else 0, self._clean(seen.get("message", "")), seen)
         return kind, seen
 
     def _stream(self, name: str, query: dict[str, str], timeout: tuple[float, float]) -> Iterator[bytes]:
@@ -370,22 +392,26 @@ class Cluster:
             with closing(response):
                 raise self._failure(response.status, response.reason, response.headers, response.read())
         except ApiException as error:  # of the client, which did not come to ask
-            if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):
-                raise ConfigurationError(f"the API server is not who it is to be: {self._clean(error.reason)}") from None
-            raise Failed(0, self._clean(error.reason)) from None
+            raise self._unasked(error.reason) from None
         except (urllib3.exceptions.LocationValueError, urllib3.exceptions.ProxySchemeUnknown) as error:
             raise ConfigurationError(f"the address of the API server is none: {self._clean(error)}") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Failed(0, self._clean(error)) from None
+            raise self._unasked(error) from None
         except ValueError:
             # Of a header, which would stand in the message.
             raise ConfigurationError("the credentials for the API server cannot be sent: they hold what no header may") from None
+
+    def _unasked(self, error: object) -> Exception:
+        """Return the failure of a request that was not answered; of one that the client made again, the reason stands in it."""
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return ConfigurationError(f"the API server is not who it is to be: {self._clean(error)}")
+        return Failed(0, self._clean(error))
 
     def _failure(self, status: int, reason: str, headers: Any, body: bytes) -> Failed:
         try:
             answer = json.loads(body)
             answer = answer if isinstance(answer, dict) and answer.get("kind") == "Status" else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = {}
         after = str(headers.get("Retry-After", ""))
         message = self._clean(str(answer.get("message") or reason or "no reason is given"))
@@ -395,7 +421,7 @@ class Cluster:
 
     def told(self, failed: Failed, what: str) -> SidecarError:
         """Return a failure as the error that says who can put it right."""
-        where = f"the cluster at {self._client.configuration.host}"
+        where = f"the cluster at {_without_user(self._client.configuration.host)}"
         if failed.status == 401:
             return ConfigurationError(f"{what}: {where} does not know who asks: {failed.message}")
         if failed.status == 403:
@@ -403,10 +429,9 @@ class Cluster:
         if failed.status == 404:
             return SourceMissing(f"{what}: {failed.message}")
         if failed.status in (400, 405, 413, 415, 422):
-            causes = (failed.answer.get("details") or {}).get("causes") or [{"message": failed.message}]
+            causes = kubelet.causes_of(failed.answer) or [("", failed.message)]
             return ParametersError(
-                Fault("pod", self._clean(each.get("field", "")), self._clean(each.get("message", failed.message)))
-                for each in causes
+                Fault("pod", self._clean(field), self._clean(message or failed.message)) for field, message in causes
             )
         return Unreachable(f"{what}: {where}: {failed.message}" + (f" (status {failed.status})" if failed.status else ""))
 
@@ -414,8 +439,23 @@ class Cluster:
         """Return a text without our credentials, which whatever stands between us and the server may have repeated."""
         text = str(said)
         configuration = self._client.configuration
-        for secret in (*configuration.api_key.values(), configuration.password, configuration.access_token):
-            for part in str(secret or "").split():
-                if len(part) > len("Bearer"):
-                    text = text.replace(part, "…")
+        secrets = [*configuration.api_key.values(), configuration.password, configuration.access_token]
+        secrets += [*_users(configuration.host), *_users(configuration.proxy)]
+        parts = {part for secret in secrets for part in str(secret or "").split()} - {"Bearer", "Basic"}
+        for part in sorted(parts, key=len, reverse=True):
+            text = text.replace(part, "…")
         return text
+
+
+def _without_user(address: str) -> str:
+    scheme, slashes, rest = address.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _users(address: str | None) -> list[str]:
+    """Return who asks by an address that says so, in all its forms: a name without a password may be a token."""
+    user, at, _ = (address or "").rpartition("://")[2].partition("/")[0].rpartition("@")
+    name, colon, password = user.partition(":")
+    secret = password if colon else name
+    return [each for each in (user, unquote(user), secret, unquote(secret)) if at and each]

@@ -3,7 +3,11 @@
 What is asked and answered is cluster's affair, what the answers mean kubelet's. Neither what happens to a pod nor what it
 writes is asked for again and again: both are watched, and a watch that ends, breaks or is too old is begun again.
 
-Pods are ours by the label app.kubernetes.io/managed-by: `list` tells those alone, and none but those is ever stopped.
+Pods are ours that were begun here: by the label app.kubernetes.io/managed-by, which what kubectl makes of a composed manifest has
+too, and by the mark of their creation. `list` tells those alone, and none but those is ever stopped.
+
+A name is asked for, and may be another pod's by then. So a runner remembers the uid of what it began, and takes no other for it;
+and whose a log is, it asks once the log has begun to come.
 """
 
 from __future__ import annotations
@@ -54,6 +58,8 @@ class KubernetesRunner:
             raise ConfigurationError(f"expected a namespace of lower-case letters, digits and '-', not {namespace!r}")
         self._patience = patience
         self._cluster = Cluster(client, namespace, patience)
+        # By the name, the uid of each pod that was begun here and not stopped.
+        self._begun: dict[str, str] = {}
 
     @property
     def namespace(self) -> str:
@@ -63,7 +69,8 @@ class KubernetesRunner:
     def start(self, pod: Manifest) -> None:
         """Begin the pod, and return (see runner.Runner); the cluster goes on from there."""
         mark = str(uuid.uuid4())
-        self._cluster.create(_marked(pod, mark), mark)
+        begun = self._cluster.create(_marked(pod, mark), mark)["metadata"]
+        self._begun[begun["name"]] = begun["uid"]
 
     def status(self, name: str) -> Status:
         """Return how a pod stands."""
@@ -98,11 +105,15 @@ class KubernetesRunner:
         A grace below a second is one: with none, Kubernetes forgets a pod whose containers may still run.
         """
         pod = self._pod(name)
-        if pod["metadata"].get("labels", {}).get(MANAGED) != OURS:
-            raise ConfigurationError(f"pod {name} is none of ours, its label {MANAGED} is not {OURS}: it is left alone")
+        if not _is_ours(pod):
+            raise ConfigurationError(
+                f"pod {name} is none of ours, for its label {MANAGED} is not {OURS}, or its annotation {MARK} is missing: "
+                "it is left alone"
+            )
         seconds = None if grace is None else max(1, math.ceil(grace))
         if not self._cluster.delete(name, pod["metadata"]["uid"], seconds):
             raise self._cluster.missing(name)
+        self._begun.pop(name, None)
         given = pod["spec"].get("terminationGracePeriodSeconds", GRACE) if seconds is None else seconds
         try:
             with closing(self._cluster.states(pod, time.monotonic() + given + _GOING)) as states:
@@ -113,7 +124,7 @@ class KubernetesRunner:
 
     def list(self) -> list[Status]:
         """Return the pods that are ours, by name."""
-        found = self._cluster.labelled(f"{MANAGED}={OURS}")
+        found = filter(_is_ours, self._cluster.labelled(f"{MANAGED}={OURS}"))
         return sorted(map(kubelet.status_of, found), key=lambda each: each.name)
 
     # --- logs
@@ -131,9 +142,12 @@ class KubernetesRunner:
             began = time.monotonic()
             try:
                 parts = self._cluster.log(name, container, since=told.since, former=former, follow=follow)
-                for fresh in told.fresh(parts):
-                    trouble.over()
-                    yield fresh
+                with closing(parts):
+                    if next(parts, None) is None or not self._is_there(pod):
+                        return
+                    for fresh in told.fresh(parts):
+                        trouble.heard()
+                        yield fresh
                 return
             except Failed as failed:
                 if time.monotonic() - began >= _MOMENT:
@@ -171,7 +185,19 @@ class KubernetesRunner:
         # A name becomes a part of an address, where `..` or nothing would be all pods.
         if not is_name(name):
             raise self._cluster.missing(name)
-        return self._cluster.get(name, deadline)
+        found = self._cluster.get(name, deadline)
+        if self._begun.get(name, found["metadata"]["uid"]) != found["metadata"]["uid"]:
+            raise SourceMissing(f"pod {name} that was begun here is gone: another one has its name")
+        return found
+
+    def _is_there(self, pod: Manifest) -> bool:
+        found = self._cluster.find(pod["metadata"]["name"])
+        return found is not None and found["metadata"]["uid"] == pod["metadata"]["uid"]
+
+
+def _is_ours(pod: Manifest) -> bool:
+    metadata = pod["metadata"]
+    return metadata.get("labels", {}).get(MANAGED) == OURS and MARK in metadata.get("annotations", {})
 
 
 def as_v1pod(manifest: Manifest) -> Any:
