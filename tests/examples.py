@@ -3,15 +3,18 @@
     python tests/examples.py    writes all of them anew, in place; `make examples` is this
 
 They stand in blocks of the language `console`, and are run in the page's folder by bash, with the commands of this environment
-first on the path. None prints anything: each writes a manifest into the folder.
+first on the path. None prints anything: each writes a manifest into the folder. What `>` empties before its command has failed is
+a file of a copy: a manifest is replaced, and at once, when all commands have ended well.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +37,20 @@ def run(page: Path) -> None:
         assert (done.returncode, said) == (0, ""), f"{page}: {command}\nends with {done.returncode}\n{said}"
 
 
+def write(examples: Path = EXAMPLES) -> None:
+    """Make the manifests of all pages anew; an AssertionError, and nothing is changed, where a command fails."""
+    with tempfile.TemporaryDirectory(prefix="examples-") as place:
+        copy = Path(place) / examples.name
+        shutil.copytree(examples, copy)
+        for page in sorted(copy.glob("*/README.md")):
+            run(page)
+        for made in sorted(copy.glob("*/*.yaml")):
+            old = examples / made.relative_to(copy)
+            if not old.exists() or old.read_bytes() != made.read_bytes():
+                new = old.with_name(f".{old.name}")
+                shutil.copyfile(made, new)
+                new.replace(old)
+
+
 if __name__ == "__main__":
-    for each in sorted(EXAMPLES.glob("*/README.md")):
-        run(each)
+    write()

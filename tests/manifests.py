@@ -113,6 +113,12 @@ def pod_of(workflow: Mapping[str, Any], template: Mapping[str, Any], arguments: 
     """Return the specification of the pod that Argo makes of a template, without Argo's own containers."""
     names = {f"inputs.parameters.{name}": value for name, value in arguments.items()}
     assert {each["name"] for each in template.get("inputs", {}).get("parameters", ())} == set(arguments)
+    for each in (workflow["spec"], template):
+        # By Argo's rule: its executor is in the pod and needs a token, that of the pod or one of its own.
+        if each.get("automountServiceAccountToken") is False:
+            assert each.get("executor", {}).get("serviceAccountName"), (
+                "must not be empty if automountServiceAccountToken is false"
+            )
     made = expand(dict(template), {**names, "workflow.name": workflow["metadata"]["name"]})
     if "containerSet" in made:
         containers = made["containerSet"]["containers"]

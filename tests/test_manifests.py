@@ -76,6 +76,24 @@ def test_every_manifest_is_what_the_command_that_its_page_shows_makes_byte_for_b
         assert made[path].decode() == text.decode(), path
 
 
+def test_a_command_that_fails_leaves_every_manifest_as_it_was(tmp_path: Path) -> None:
+    story = tmp_path / "story"
+    story.mkdir()
+    for name in ("one.yaml", "two.yaml"):
+        (story / name).write_text("kind: Old\n")
+    page = "```console\n$ echo 'kind: New' > one.yaml\n$ echo 'kind: New' > two.yaml{}\n```\n"
+    (story / "README.md").write_text(page.format(" && false"))
+    with pytest.raises(AssertionError, match="ends with 1"):
+        examples.write(tmp_path)
+    assert [path.read_text() for path in sorted(story.glob("*.yaml"))] == ["kind: Old\n"] * 2
+    (story / "README.md").write_text(page.format(""))
+    examples.write(tmp_path)
+    assert {path.name: path.read_text() for path in story.iterdir() if path.name != "README.md"} == {
+        "one.yaml": "kind: New\n",
+        "two.yaml": "kind: New\n",
+    }
+
+
 # --- schemas -----------------------------------------------------------------------------------------------------------
 
 

@@ -128,6 +128,13 @@ def test_its_job_is_one_of_kubernetes_and_its_pod_the_session(name: str, version
     assert made["spec"]["template"]["spec"] == pod(name)["spec"]
 
 
+@every_pod
+def test_what_is_composed_is_nobodys_until_a_runner_begins_it(name: str) -> None:
+    made = job(session(name))
+    for labels in (pod(name)["metadata"]["labels"], made["metadata"]["labels"], made["spec"]["template"]["metadata"]["labels"]):
+        assert labels == {"app.kubernetes.io/name": "session", "app.kubernetes.io/instance": session(name).id}
+
+
 def test_a_job_fails_at_once_for_what_a_battery_says_and_never_for_what_the_application_says() -> None:
     rules = job(session("three-and-both-batteries"))["spec"]["podFailurePolicy"]["rules"]
     named = [rule["onExitCodes"]["containerName"] for rule in rules if "onExitCodes" in rule]
@@ -416,6 +423,125 @@ def test_artifacts_and_a_command_are_refused() -> None:
 def test_a_command_that_cannot_be_run_is_refused(command: list[str], place: str) -> None:
     (fault,) = faults(command=command)
     assert fault.startswith(f"session: {place}: expected")
+
+
+# --- ids, and batteries ------------------------------------------------------------------------------------------------
+
+
+def refused(*batteries: Companion, **how: Any) -> list[str]:
+    """Return everything that is wrong with a session."""
+    artifacts = how.pop("artifacts", ())
+    with pytest.raises(ParametersError) as error:
+        compose("base", artifacts, batteries, how.pop("options", Options()), command=() if artifacts else ("true",), **how)
+    return [str(fault) for fault in error.value.faults]
+
+
+@pytest.mark.parametrize("text", ["Upper", "a_b", "-", "a-", "a..b", ".a", "a.", "a b", "a/b", "é", "a\n", "x" * 56, "{{x}}"])
+def test_an_id_that_no_pod_and_no_label_can_have_is_refused(text: str) -> None:
+    (fault,) = refused(session=text)
+    assert fault.startswith("session: id: expected at most 55 lower-case letters, digits, '-' and '.'")
+
+
+@pytest.mark.parametrize("text", ["6f1c", "a.b", "a--b", "0", "x" * 55])
+def test_an_id_that_a_pod_and_a_label_can_have_is_its_name_and_its_label(text: str) -> None:
+    metadata = compose("base", (), session=text, command=["true"]).pod["metadata"]
+    assert (metadata["name"], metadata["labels"]["app.kubernetes.io/instance"]) == (f"session-{text}", text)
+
+
+def test_two_batteries_of_one_kind_are_refused() -> None:
+    other = postgres("databases: [{name: db3, pgPort: 5432, owner: u, dataDir: /other}]", "other.yaml", AROUND)
+    assert refused(POSTGRES, FUSE, other) == [
+        "the battery postgres: name: 'postgres' is the container of the battery postgres already: expected one battery of a kind"
+    ]
+
+
+@pytest.mark.parametrize("name", ["application", "wrapper"])
+def test_a_batterys_container_has_a_name_of_its_own(name: str) -> None:
+    (fault,) = refused(Companion({"name": name, "image": "i"}))
+    assert fault == f"the battery {name}: name: {name!r} is the container of the {name} already: expected one battery of a kind"
+
+
+def test_volumes_of_one_name_are_one_volume_or_a_fault() -> None:
+    def battery(name: str, **volume: Any) -> Companion:
+        return Companion({"name": name, "image": "i"}, ({"name": "cache", **volume},))
+
+    same = compose("base", (), [battery("a", emptyDir={}), battery("b", emptyDir={})], command=["true"])
+    assert [each["name"] for each in same.pod["spec"]["volumes"]].count("cache") == 1
+    (fault,) = refused(battery("a", emptyDir={}), battery("b", emptyDir={"medium": "Memory"}))
+    assert fault == "the battery b: volumes.cache: is the name of another volume already"
+
+
+@pytest.mark.parametrize("name", ["wrapper", "coordination", "shared-1", "log-x", "artifact-x"])
+def test_a_batterys_volume_has_none_of_our_names(name: str) -> None:
+    (fault,) = refused(Companion({"name": "b", "image": "i"}, ({"name": name, "emptyDir": {}},)))
+    assert fault == f"the battery b: volumes.{name}: is the name of another volume already"
+
+
+def test_batteries_mount_nothing_where_nothing_may_be_mounted_and_all_of_it_is_told() -> None:
+    bundles = BUNDLES.replace("/input", "/etc").replace("/output", "'/a:b'")
+    databases = DATABASES.replace("owner: u}", "owner: u, dataDir: /lib/x}").replace("databases: [shop]", "dataDir: /usr/lib")
+    around = replace(AROUND, store="file:///proc/store", claim="My_Store")
+    batteries = (fuse(bundles, "fuse.yaml", around), postgres(databases, "pg.yaml", around))
+    bad = Artifact("i", "/dev", executable="run")
+    found = refused(*batteries, artifacts=(bad,), options=Options(disk="much"), session="UPPER")
+    assert [": ".join(each.split(": ")[:2]) for each in found] == [
+        "session: id",
+        "session: disk",
+        "the battery fuse: volumes.store",
+        "the battery fuse: shared",
+        "the battery fuse: shared",
+        "the battery fuse: volumeMounts.store",
+        "the battery postgres: volumes.store",
+        "the battery postgres: volumeMounts.databases-1",
+        "the battery postgres: volumeMounts.databases-2",
+        "the battery postgres: volumeMounts.store",
+        "artifact 1 (i): mountPath",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("store", "claim"),
+    [("file:///store", "Store"), ("file:///store", "a/b"), ("file:///store", "x" * 254), ("file:///store", "-a")],
+)
+def test_a_claim_has_a_name_that_kubernetes_takes(store: str, claim: str) -> None:
+    (fault,) = refused(fuse(BUNDLES, "fuse.yaml", replace(AROUND, store=store, claim=claim)))
+    assert fault.startswith("the battery fuse: volumes.store: expected a claim's name")
+
+
+@pytest.mark.parametrize("store", ["/input", "/input/store", "/sidecar/coordination", "/sidecar", "/output/x"])
+def test_a_batterys_own_mounts_neither_are_nor_hold_nor_lie_in_another(store: str) -> None:
+    (fault,) = refused(fuse(BUNDLES, "fuse.yaml", replace(AROUND, store=f"file://{store}")))
+    assert fault.startswith(f"the battery fuse: volumeMounts.store: {store} and /")
+
+
+def test_a_batterys_own_mount_may_be_where_another_container_has_something_else() -> None:
+    inside = Artifact("i", "/store", executable="run")
+    assert compose("base", [inside], [FUSE, POSTGRES]).pod["spec"]["containers"][0]["volumeMounts"]
+
+
+# --- what of an image is delivered -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delivery", ["copy", "image"])
+@pytest.mark.parametrize("path", ["../../etc", "..", "/..", "usr/../..", "a\0b"])
+def test_nothing_outside_an_image_is_delivered(path: str, delivery: Any) -> None:
+    (fault,) = refused(artifacts=(replace(PROGRAM, path=path),), options=Options(delivery=delivery))
+    assert fault.startswith("artifact 1 (example/program:1): path: ")
+
+
+def test_a_path_in_an_image_is_the_same_however_it_is_written_and_delivered() -> None:
+    for path in ("usr/share", "/usr/share/", "usr//./share", "usr/lib/../share"):
+        artifact = replace(PROGRAM, path=path)
+        copied, shown = (compose("base", [artifact], options=Options(delivery=each)).pod["spec"] for each in ("copy", "image"))
+        assert copied["initContainers"][1]["command"][2] == "/usr/share"
+        assert shown["containers"][0]["volumeMounts"][0]["subPath"] == "usr/share"
+
+
+def test_kubernetes_expands_nothing_of_a_path_in_an_image() -> None:
+    artifact = replace(PROGRAM, path="$(PATH)/$$")
+    copied, shown = (compose("base", [artifact], options=Options(delivery=each)).pod["spec"] for each in ("copy", "image"))
+    assert copied["initContainers"][1]["command"][2] == "/$$(PATH)/$$$$"
+    assert shown["containers"][0]["volumeMounts"][0]["subPath"] == "$(PATH)/$$"  # it is expanded in subPathExpr alone
 
 
 def test_a_command_is_run_as_it_is_by_an_image_that_need_hold_no_bash() -> None:

@@ -22,7 +22,8 @@ from sidecar.parameters.postgres import PostgresFlags, postgres_options
 
 Manifest = dict[str, Any]
 
-HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+UNPRIVILEGED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+HARDENED = {**UNPRIVILEGED, "readOnlyRootFilesystem": True}
 # Kubernetes passes mounts on to other containers from privileged ones only, and mount(2) is root's.
 MOUNTING = {"privileged": True, "runAsUser": 0, "runAsNonRoot": False, "readOnlyRootFilesystem": True}
 

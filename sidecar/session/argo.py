@@ -22,7 +22,8 @@ from sidecar.errors import Fault, ParametersError
 from sidecar.session.compose import Manifest, Session
 
 # Of a pod's specification, what a template has a field for; and what it has none for.
-_SAME = ("volumes", "initContainers", "securityContext", "automountServiceAccountToken")
+# Not automountServiceAccountToken: Argo's own executor, in the same pod, needs a token.
+_SAME = ("volumes", "initContainers", "securityContext")
 _PATCHED = ("terminationGracePeriodSeconds", "enableServiceLinks")
 _CONTAINERS = ("initContainers", "containers")
 # By Argo's rule the name of the container that outputs are read from, in a set too.

@@ -18,10 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sidecar.batteries.companion import Companion, literal
+from sidecar.batteries.companion import HARDENED, UNPRIVILEGED, Companion, literal
 from sidecar.errors import Fault, ParametersError
 from sidecar.session.artifact import Artifact
+from sidecar.session.place import clashes, mount_path
 from sidecar.session.plan import Launch, Log, Opened, Placed, Plan, plan
+from sidecar.session.pod import is_name
 
 Manifest = dict[str, Any]
 Delivery = Literal["copy", "image"]
@@ -35,8 +37,10 @@ _SMALL = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64
 _WRAPPER_SIZE, _COORDINATION_SIZE = "32Mi", "16Mi"
 # How long the application waits for the next life of a battery that the kubelet restarts.
 _REJOIN = "60s"
+# A pod's name may be longer; that of a Job, or of a template of Argo's, is a label of its pods as well.
+_NAME_LIMIT = 63
+_VOLUME_OF_OURS = re.compile(r"wrapper|coordination|(artifact|log|shared)-.*")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?")
-_HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 @dataclass(frozen=True)
@@ -104,11 +108,16 @@ def compose(
     taken = [(WRAPPER, "the wrapper"), (COORDINATION, "the coordination directory")]
     taken += [(path, f"the battery {each.container['name']}") for each in batteries for path in each.shared]
     faults = [] if image else [Fault("session", "image", "expected the base image, it is missing")]
+    if len(_pod_name(session)) > _NAME_LIMIT or not is_name(_pod_name(session)):
+        at_most = _NAME_LIMIT - len(_pod_name(""))
+        problem = f"expected at most {at_most} lower-case letters, digits, '-' and '.', as in a name of DNS, not {session!r}"
+        faults.append(Fault("session", "id", problem))
     faults += [
         Fault("session", key, f"expected a quantity such as 100m or 10Gi, not {value!r}")
         for key, value in (("cpu", options.cpu), ("memory", options.memory), ("disk", options.disk))
         if value and not _QUANTITY.fullmatch(value)
     ]
+    faults += _wrong(batteries)
     try:
         found = plan(session, artifacts, launch=options.launch, taken=taken, names=names, command=command)
     except ParametersError as error:
@@ -124,6 +133,43 @@ def session_id(
     """Return the id that follows from what is in a session."""
     said = json.dumps([image, artifacts, batteries, options, command], default=lambda each: vars(each), sort_keys=True)
     return str(uuid.uuid5(uuid.NAMESPACE_OID, said))
+
+
+def _wrong(batteries: Sequence[Companion]) -> list[Fault]:
+    """Return what is wrong with batteries; how the paths that they share get along with all others is found by `plan`."""
+    faults = []
+    containers = {APPLICATION: "the application", "wrapper": "the wrapper"}
+    volumes: dict[str, Manifest] = {}
+    for each in batteries:
+        name, whose = each.container["name"], f"the battery {each.container['name']}"
+        if name in containers:
+            problem = f"{name!r} is the container of {containers[name]} already: expected one battery of a kind"
+            faults.append(Fault(whose, "name", problem))
+        containers[name] = whose
+        for volume in each.volumes:
+            at, claim = f"volumes.{volume['name']}", volume.get("persistentVolumeClaim", {}).get("claimName")
+            if _VOLUME_OF_OURS.fullmatch(volume["name"]) or volumes.setdefault(volume["name"], volume) != volume:
+                faults.append(Fault(whose, at, "is the name of another volume already"))
+            if claim is not None and not is_name(claim):
+                faults.append(Fault(whose, at, f"expected a claim's name, of lower-case letters, digits, - and ., not {claim!r}"))
+        faults += _wrong_mounts(each, whose)
+    return faults
+
+
+def _wrong_mounts(battery: Companion, whose: str) -> list[Fault]:
+    faults, known = [], [(COORDINATION, "the coordination directory")]
+    own = [(mount["mountPath"], f"volumeMounts.{mount['name']}") for mount in battery.container.get("volumeMounts", ())]
+    for path, key in [*((path, "shared") for path in battery.shared), *own]:
+        try:
+            known.append((mount_path(path), key))
+        except ValueError as error:
+            faults.append(Fault(whose, key, str(error)))
+    for pair in clashes(path for path, _ in known):
+        (first, other), (path, key) = (known[position] for position in sorted(pair))
+        # The others' are found where they meet the artifacts', in the application.
+        if key != "shared":
+            faults.append(Fault(whose, key, f"{path} and {first}, {other}, are equal, or one lies in the other"))
+    return faults
 
 
 # --- the pod -----------------------------------------------------------------------------------------------------------
@@ -162,14 +208,17 @@ def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], 
     labels = {
         "app.kubernetes.io/name": "session",
         "app.kubernetes.io/instance": session,
-        "app.kubernetes.io/managed-by": "sidecar",
     }
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": f"session-{session}", "labels": labels},
+        "metadata": {"name": _pod_name(session), "labels": labels},
         "spec": {key: value for key, value in spec.items() if value != []},
     }
+
+
+def _pod_name(session: str) -> str:
+    return f"session-{session}"
 
 
 def _security(options: Options) -> Manifest:
@@ -210,7 +259,7 @@ def _application(image: str, found: Plan, batteries: Sequence[Companion], option
             for o in found.ports
         ],
         "resources": _resources(options),
-        "securityContext": {**_HARDENED, "readOnlyRootFilesystem": True} if options.read_only else _HARDENED,
+        "securityContext": HARDENED if options.read_only else UNPRIVILEGED,
         "volumeMounts": mounts,
     }
     return {key: value for key, value in container.items() if value not in ([], {})}
@@ -236,7 +285,7 @@ def _companion(battery: Companion, shared: Mapping[str, str]) -> Manifest:
 def _mounts(each: Placed, options: Options) -> list[Manifest]:
     name = _artifact_name(each)
     # An image volume shows the whole image; what is copied is what is below `path` already.
-    at = each.artifact.path.strip("/") if options.delivery == "image" else ""
+    at = each.part if options.delivery == "image" else ""
     found = []
     for path, inner in ((each.mount, ""), *each.mounts):
         part = "/".join(filter(None, (at, inner)))
@@ -257,7 +306,7 @@ def _install(options: Options) -> Manifest:
         "imagePullPolicy": options.pull,
         "command": ["/wrap_application", "--install", WRAPPER],
         "resources": _SMALL,
-        "securityContext": {**_HARDENED, "readOnlyRootFilesystem": True},
+        "securityContext": HARDENED,
         "volumeMounts": [_mount("wrapper", WRAPPER)],
     }
 
@@ -268,9 +317,9 @@ def _copy(each: Placed, options: Options) -> Manifest:
         "name": name,
         "image": each.artifact.reference,
         "imagePullPolicy": options.pull,
-        "command": [f"{WRAPPER}/wrap_application", "--copy", "/" + each.artifact.path.strip("/"), _TARGET],
+        "command": [f"{WRAPPER}/wrap_application", "--copy", literal(f"/{each.part}"), _TARGET],
         "resources": _SMALL,
-        "securityContext": {**_HARDENED, "readOnlyRootFilesystem": True},
+        "securityContext": HARDENED,
         "volumeMounts": [_mount("wrapper", WRAPPER, readOnly=True), _mount(name, _TARGET)],
     }
 

@@ -34,11 +34,12 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Placed:
-    """One artifact in its place: the id that its volume goes by, and its paths, absolute."""
+    """One artifact in its place: the id that its volume goes by, and its paths, absolute; `part`, of its image, is relative."""
 
     where: str
     id: str
     artifact: Artifact
+    part: str
     mount: str
     mounts: tuple[tuple[str, str], ...]
     directory: str
@@ -182,8 +183,9 @@ class _Placing:
             where,
             volume_id(self._session, number, artifact.reference),
             artifact,
+            self._inside(where, "path", artifact.path),
             mount,
-            tuple((self._extra(where, path), self._inside(where, inner)) for path, inner in artifact.mounts),
+            tuple((self._extra(where, path), self._inside(where, "mountPaths", inner)) for path, inner in artifact.mounts),
             merged("workingDirectory", artifact.directory or ".", always=True),
             merged("executable", executable, always="/" in executable) if executable else "",
             tuple(merged(f"args[{i}]", each, always=False) for i, each in enumerate(artifact.arguments)),
@@ -192,10 +194,8 @@ class _Placing:
     def _extra(self, where: str, path: str) -> str:
         return self._try(where, "mountPaths", "", lambda: mount_path(path))
 
-    def _inside(self, where: str, path: str) -> str:
-        return self._try(
-            where, "mountPaths", "", lambda: below("/part", path.lstrip("/") or ".").removeprefix("/part").strip("/")
-        )
+    def _inside(self, where: str, key: str, path: str) -> str:
+        return self._try(where, key, "", lambda: below("/part", path.lstrip("/") or ".").removeprefix("/part").strip("/"))
 
     def _try(self, where: str, key: str, instead: str, find: Callable[[], str]) -> str:
         try:
