@@ -405,6 +405,53 @@ def test_every_folder_is_explained_and_says_what_comes_out(folder: Path) -> None
     assert f"({folder.name}/README.md)" in (EXAMPLES / "README.md").read_text()
 
 
+def asked(folder: Path, tmp_path: Path) -> list[list[str]]:
+    """Return the words of each kubectl and argo that the shell block of a page runs, as bash understands it."""
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", (folder / "README.md").read_text(), re.M | re.S)
+    written = tmp_path / "asked"
+    record = "".join(f"""{tool}() {{ printf '%s\\0' {tool} "$@" '' >> "$ASKED"; }}\n""" for tool in ("kubectl", "argo"))
+    environment = {**os.environ, "ASKED": str(written)}
+    subprocess.run(["bash", "-euc", record + block], cwd=folder, env=environment, check=True, timeout=60)
+    return [line.split("\0") for line in written.read_text().removesuffix("\0\0").split("\0\0")]
+
+
+@pytest.mark.parametrize("folder", folders(), ids=lambda path: path.name)
+def test_what_a_page_has_one_do_is_in_order(folder: Path, tmp_path: Path) -> None:
+    text, begun, ended = (folder / "README.md").read_text(), set(), set()
+    assert "../store.yaml" in text
+    for path in folder.glob("input/*@*"):
+        (maker,) = EXAMPLES.glob(f"*/expected/{path.name}")
+        assert path.name in text
+        assert f"../{maker.parent.parent.name}" in text
+    for tool, verb, *words in asked(folder, tmp_path):
+        options = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
+        names = [word for word in words if not word.startswith("-")]
+        match tool, verb:
+            case "kubectl", "apply":
+                assert words[::2] == ["-f"] * (len(words) // 2)
+                begun |= {f"{each['kind'].lower()}/{each['metadata']['name']}" for f in names for each in documents(folder / f)}
+            case "kubectl", "wait":
+                # Whatever comes of it; a phase or a condition of one kind would be waited for in vain by a pod that fails.
+                assert options["--for"].startswith("jsonpath={.status.con")
+                assert "=" not in options["--for"].replace("==", "").removeprefix("jsonpath=")
+                assert options["--timeout"]
+                assert set(names) <= begun
+                ended |= set(names)
+            case "kubectl", "logs":
+                assert f"pod/{names[0]}" in ended
+                assert names[1] == "application"
+            case "kubectl", "get":
+                assert "/".join(names[:2]) in ended
+            case "argo", "submit":
+                assert (folder / names[0]).exists()
+                assert "--watch" in options
+            case "kubectl", "create" | "config":
+                assert folder.name == "argo"
+            case _:
+                raise AssertionError((tool, verb))
+    assert begun - {"persistentvolumeclaim/store"} == ended
+
+
 def test_what_an_example_reads_another_one_has_made() -> None:
     made = {path.name: path for path in EXAMPLES.glob("*/expected/*@*")}
     for path in EXAMPLES.glob("*/input/*@*"):
