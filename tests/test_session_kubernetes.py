@@ -6,21 +6,28 @@ No cluster took part. The server is kubernetes_api's: it looks at every request,
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kubernetes.client import ApiClient, Configuration, V1Pod
-from kubernetes_api import Api, Cut, Event, Lost, Plan, Refusal, Reset
+from kubernetes_api import Api, Cut, Event, Late, Lost, Plan, Refusal, Reset, Then
 from processes import HANG
 from session_contract import PLAIN, POLITE, Contract, container, hear, mount, of, pod, running, said
 from test_session_local import artifacts, check_told
@@ -267,6 +274,48 @@ def test_who_cannot_know_whether_a_pod_was_begun_says_so(api: Api) -> None:
     assert list(api.pods) == ["p"]
 
 
+def test_a_runner_takes_no_other_pod_for_the_one_that_it_began(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(idle())
+    begun = {key: each for key, each in api.pods[name].items() if key != "status"}
+    api.remove(name)
+    with api._changed:
+        api.create(begun)  # As `kubectl replace --force` does: all is the same, and the pod is another one.
+    for ask in (runner.status, runner.wait, runner.stop, lambda name: list(runner.logs(name, "one", follow=True))):
+        with pytest.raises(SourceMissing, match="begun here is gone"):
+            ask(name)
+    assert (list(api.pods), api.asked("DELETE")) == ([name], [])
+    another = KubernetesRunner("sessions", client=api.client())
+    assert another.stop(name).phase == "Failed"
+    runner.start(idle(name))
+    assert runner.stop(name).phase == "Failed"
+    another.start(idle(name))
+    assert runner.status(name).phase == "Pending"
+
+
+@pytest.mark.parametrize("after", [Refusal(401, "Unauthorized"), Refusal(403, "Forbidden", "no get")], ids=["401", "403"])
+def test_who_may_not_look_for_what_may_have_been_begun_says_so(api: Api, runner: KubernetesRunner, after: Refusal) -> None:
+    api.fail("POST", Lost())
+    api.fail("GET", after)
+    with pytest.raises(ConfigurationError, match="whether pod p was begun is not known"):
+        runner.start(idle("p"))
+    assert list(api.pods) == ["p"]
+
+
+def test_a_refusal_after_an_answer_that_was_lost_says_that_it_may_have_been_begun(api: Api, runner: KubernetesRunner) -> None:
+    api.fail("POST", Reset(), Refusal(422, "Invalid", causes=CAUSES))
+    with pytest.raises(ParametersError) as raised:
+        runner.start(idle("p"))
+    told = [str(each) for each in raised.value.faults]
+    assert len(told) == 3
+    assert "whether pod p was begun is not known" in told[2]
+
+
+def test_a_refusal_of_what_was_asked_once_says_that_it_was_not_begun(api: Api, runner: KubernetesRunner) -> None:
+    api.fail("POST", Refusal(403, "Forbidden", "exceeded quota"))
+    with pytest.raises(ConfigurationError, match=r"p cannot be begun.*exceeded quota"):
+        runner.start(idle("p"))
+
+
 # --- errors, by who can put them right ---------------------------------------------------------------------------------
 
 CAUSES = (("spec.containers[0].ports[0].containerPort", "must be between 1 and 65535"), ("metadata.labels", "must be no joke"))
@@ -336,6 +385,151 @@ def test_a_token_stands_in_no_error(api: Api) -> None:
     assert unsendable.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("user", "secrets"), [("who:p%40ss", ["p%40ss", "p@ss"]), ("a-token", ["a-token"]), ("a:b:c@d", ["b:c@d"])]
+)
+def test_who_asks_stands_in_no_error_where_the_address_says_it(api: Api, user: str, secrets: list[str]) -> None:
+    host = api.url.replace("://", f"://{user}@") + "/path"
+    client = ApiClient(Configuration(host=host, retries=False))
+    runner = KubernetesRunner("sessions", client=client, patience=0)
+    for refusal in (Refusal(503, message=f"you asked {host}"), Refusal(403, message=f"not {secrets[-1]}")):
+        told = runner._cluster.told(Failed(refusal.status, runner._cluster._clean(refusal.message)), "it")
+        assert not [each for each in (user, *secrets) if each in str(told)]
+        assert f"{api.url}/path" in str(told)
+
+
+def test_who_asks_a_proxy_stands_in_no_error(api: Api) -> None:
+    configuration = Configuration(host=api.url, retries=False)
+    configuration.proxy, configuration.no_proxy = "http://who:short@127.0.0.1:9", ""
+    runner = KubernetesRunner("sessions", client=ApiClient(configuration), patience=0)
+    assert "short" not in runner._cluster._clean("to http://who:short@127.0.0.1:9: short")
+
+
+@pytest.mark.parametrize(
+    ("verb", "raw"),
+    [
+        (verb, raw)
+        for verb in ("GET", "LIST", "POST", "DELETE", "WATCH")
+        for raw in (b"[]", b"{}", b"null", b'"ok"', b"[" * 100_000, b'{"metadata": {"name": "p"}, "spec": {}}')
+        if verb != "DELETE" or raw[:1] != b"{"  # What a deletion is answered with is an object, and not looked at.
+    ],
+    ids=lambda value: str(value)[:9],
+)
+def test_what_is_no_api_servers_answer_is_told_as_such(api: Api, begin: Any, verb: str, raw: bytes) -> None:
+    name = begin(idle())
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0.1)
+    api.fail(verb, *[Refusal(200, raw=raw + b"\n")] * 50)
+    asks: dict[str, Callable[[], object]] = {
+        "GET": lambda: runner.status(name),
+        "LIST": runner.list,
+        "POST": lambda: runner.start(idle()),
+        "DELETE": lambda: runner.stop(name),
+        "WATCH": lambda: runner.wait(name),
+    }
+    with pytest.raises(Unreachable, match="what answers is no API server"):
+        asks[verb]()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"metadata": {"labels": ["x"]}},
+        {"metadata": {"labels": {"app.kubernetes.io/instance": 7}}},
+        {"metadata": {"uid": None}},
+        {"spec": {"containers": [{"name": "one"}, {"name": "one"}]}},
+        {"spec": {"containers": ["one"]}},
+        {"spec": {"terminationGracePeriodSeconds": "long"}},
+        {"status": []},
+        {"status": {"phase": ["x"]}},
+        {"status": {"containerStatuses": [{}]}},
+        {"status": {"containerStatuses": [{"name": "one", "state": {"terminated": {"exitCode": "x"}}}]}},
+        {"status": {"containerStatuses": [{"name": "one", "lastState": "x"}]}},
+        {"status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": 7}]}},
+    ],
+)
+def test_a_pod_that_is_none_is_told_as_such(api: Api, begin: Any, wrong: Manifest) -> None:
+    name = begin(idle())
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0)
+    found = {
+        key: ({**each, **wrong.get(key, {})} if wrong.get(key) != [] else []) if isinstance(each, dict) else each
+        for key, each in api.pods[name].items()
+    }
+    for verb, answer in (("GET", found), ("LIST", {"metadata": {}, "items": [found]})):
+        api.fail(verb, Refusal(200, raw=json.dumps(answer).encode()))
+        with pytest.raises(Unreachable, match="what answers is no API server"):
+            runner.status(name) if verb == "GET" else runner.list()
+    api.fail("WATCH", *[Event("MODIFIED", found)] * 2)
+    with pytest.raises(Unreachable, match="what answers is no API server"):
+        runner.wait(name)
+
+
+def test_what_is_null_in_a_pod_is_not_there(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    name = begin(idle())
+    found = api.pods[name]
+    nothing = {**found, "metadata": {**found["metadata"], "labels": None, "annotations": None}, "status": None}
+    api.fail("GET", Refusal(200, raw=json.dumps(nothing).encode()))
+    assert runner.status(name) == Status(name, "", "Pending", (Container("one", "waiting"),))
+
+
+@pytest.mark.parametrize("code", ["x", None, [], {}, 1.5])
+def test_a_watch_that_tells_an_error_of_no_number_is_begun_again(
+    api: Api, runner: KubernetesRunner, begin: Any, tmp_path: Path, code: object
+) -> None:
+    (tmp_path / "go").touch()
+    api.fail("WATCH", Event("ERROR", {"code": code, "message": ["x"]}))
+    assert runner.wait(begin(gated(tmp_path)), HANG).phase == "Failed"
+
+
+@pytest.mark.parametrize("details", [[], "x", {"causes": "x"}, {"causes": ["x", 1]}, {"causes": {}}])
+def test_causes_that_are_none_do_not_hide_what_is_refused(api: Api, runner: KubernetesRunner, details: object) -> None:
+    answer = {"kind": "Status", "message": "no such thing", "details": details}
+    api.fail("POST", Refusal(422, raw=json.dumps(answer).encode()))
+    with pytest.raises(ParametersError, match="no such thing"):
+        runner.start(idle())
+
+
+def certified(folder: Path) -> ssl.SSLContext:
+    """Return what a server of this machine shows that nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+    pem, private = folder / "certificate.pem", folder / "key.pem"
+    pem.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, private)
+    return context
+
+
+@pytest.mark.parametrize("retries", [False, None, 1], ids=["asks once", "as it comes", "asks again"])
+def test_a_server_that_nobody_vouches_for_is_no_server_that_is_away(tmp_path: Path, retries: Any) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        pass
+
+    context = certified(tmp_path)
+
+    class Server(ThreadingHTTPServer):
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            with suppress(OSError):
+                context.wrap_socket(request, server_side=True).close()
+
+    with Server(("127.0.0.1", 0), Answer) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
+        serving.start()
+        try:
+            configuration = Configuration(host=f"https://127.0.0.1:{server.server_address[1]}", retries=retries)
+            runner = KubernetesRunner("sessions", client=ApiClient(configuration), patience=0)
+            for ask in (runner.list, lambda: runner.start(idle()), lambda: runner.wait("p")):
+                with pytest.raises(ConfigurationError, match="not who it is to be"):
+                    ask()
+        finally:
+            server.shutdown()
+            serving.join()
+
+
 def test_a_token_that_is_not_known_is_told(api: Api) -> None:
     with pytest.raises(ConfigurationError, match="does not know who asks"):
         KubernetesRunner("sessions", client=api.client(token="another")).list()
@@ -392,6 +586,40 @@ def test_attempts_become_rarer_and_come_to_an_end(clock: Clock) -> None:
     trouble.over()
     trouble.wait(Failed(503, ""))
     assert clock.slept[-1] == 0.1
+
+
+def test_who_is_told_something_and_cut_off_each_time_asks_ever_more_rarely_and_goes_on(clock: Clock) -> None:
+    trouble = Trouble(5)
+    for _ in range(12):
+        trouble.heard()
+        trouble.wait(Failed(0, ""))
+    assert clock.slept == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8, 8, 8, 8, 8]
+    trouble.over()
+    trouble.wait(Failed(0, ""))
+    assert clock.slept[-1] == 0.1
+    for _ in range(4):
+        trouble.wait(Failed(0, ""))
+    with pytest.raises(Failed):
+        trouble.wait(Failed(0, ""))
+
+
+def test_watches_that_tell_one_thing_each_are_begun_ever_more_rarely(
+    api: Api, runner: KubernetesRunner, begin: Any, clock: Clock
+) -> None:
+    name = begin(idle())
+    api.fail("WATCH", *[Event("MODIFIED", api.pods[name])] * 8, Refusal(403))
+    with pytest.raises(ConfigurationError):
+        runner.wait(name)
+    assert clock.slept == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8]
+
+
+def test_a_watch_that_never_comes_to_the_end_of_a_line_is_not_kept(api: Api, begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_LONG", 1000)
+    name = begin(idle())
+    runner = KubernetesRunner("sessions", client=api.client(), patience=0)
+    api.fail("WATCH", Refusal(200, raw=b"x" * 1001))
+    with pytest.raises(Unreachable, match="what answers is no API server"):
+        runner.wait(name)
 
 
 def test_a_server_that_says_when_is_asked_then_and_not_before(clock: Clock) -> None:
@@ -523,6 +751,16 @@ def test_a_deadline_holds_though_the_cluster_does_not_answer(api: Api, begin: An
         api._plans.clear()
 
 
+@pytest.mark.parametrize("timeout", [0, 0.05])
+def test_who_waits_for_a_pod_that_has_ended_is_told_however_short_the_wait(
+    api: Api, runner: KubernetesRunner, begin: Any, timeout: float
+) -> None:
+    name = begin(pod(container("one", "host", "exit 3")))
+    runner.wait(name, HANG)
+    api.fail("GET", Late(0.3))
+    assert of(runner.wait(name, timeout), "one").exit == 3
+
+
 def test_a_pod_that_somebody_removes_is_no_longer_waited_for(api: Api, runner: KubernetesRunner, begin: Any) -> None:
     name = begin(pod(container("one", "host", POLITE)))
     running(runner, name, "one")
@@ -595,6 +833,19 @@ def test_a_pod_that_is_not_ours_is_left_alone(api: Api, runner: KubernetesRunner
     assert (list(api.pods), api.asked("DELETE")) == (["theirs"], [])
 
 
+def test_what_kubectl_makes_of_a_composed_pod_is_kubectls(api: Api, runner: KubernetesRunner) -> None:
+    composed = compose("host", (), (), command=["true"]).pod
+    composed["metadata"]["labels"] |= OURS
+    with api._changed:
+        api.create(composed)
+    name = composed["metadata"]["name"]
+    assert runner.list() == []
+    with pytest.raises(ConfigurationError, match="none of ours"):
+        runner.stop(name)
+    assert runner.status(name).name == name
+    assert (list(api.pods), api.asked("DELETE")) == ([name], [])
+
+
 def test_a_pod_that_is_said_to_be_somebody_elses_is_not_begun(api: Api, runner: KubernetesRunner) -> None:
     manifest = idle()
     manifest["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "helm"}
@@ -627,6 +878,26 @@ def test_a_pod_whose_deletion_is_not_answered_is_stopped_once(api: Api, runner: 
     api.fail("WATCH", Cut(1), Reset())
     status = runner.stop(name)
     assert (status.phase, of(status, "one").exit) == ("Failed", 3)
+    assert api.pods == {}
+
+
+def test_what_no_container_was_begun_of_is_removed_at_once(api: Api, runner: KubernetesRunner, begin: Any) -> None:
+    # A real server asks no node then: there is no time at which it is being deleted.
+    pending, over = begin(idle()), begin(pod(container("one", "host", "true")))
+    runner.wait(over, HANG)
+    assert (runner.stop(pending).phase, runner.stop(over).phase) == ("Failed", "Succeeded")
+    assert [kind for _, kind, each in api._events if "deletionTimestamp" in each["metadata"]] == []
+    assert api.pods == {}
+
+
+def test_what_may_not_be_there_twice_is_refused_with_its_place(api: Api, runner: KubernetesRunner) -> None:
+    one = container("one", "host", "true", volumeMounts=[mount("v", "/v"), mount("w", "/v")])
+    with pytest.raises(ParametersError) as raised:
+        runner.start(pod(one, container("two", "host", "true"), inits=(container("two", "host", "true"),)))
+    assert [each.key for each in raised.value.faults] == [
+        "spec.containers[0].volumeMounts[1].mountPath",
+        "spec.containers[1].name",
+    ]
     assert api.pods == {}
 
 
@@ -737,6 +1008,26 @@ def test_who_follows_is_let_go_when_the_pod_is_removed(api: Api, runner: Kuberne
     assert heard() in ((b"ready\n", b"ready\nasked\n") if begun else (b"",))
 
 
+@pytest.mark.parametrize("plans", [[Cut(1)], [Cut(1), Reset()], []], ids=["cut", "twice", "at first"])
+@pytest.mark.parametrize("follow", [True, False])
+def test_nobody_is_told_the_log_of_another_pod_that_took_the_name(
+    api: Api, runner: KubernetesRunner, begin: Any, plans: list[Plan], follow: bool
+) -> None:
+    name = begin(pod(container("one", "host", "echo mine; echo too")))
+    runner.wait(name, HANG)
+
+    def replace() -> None:
+        api.remove(name)
+        with api._changed:
+            api.create(pod(container("one", "host", "echo theirs"), name=name))
+        another = KubernetesRunner("sessions", client=api.client())
+        hear(another, name, "one", "theirs")
+
+    api.fail("LOG", *plans, Then(replace))
+    heard = b"".join(runner.logs(name, "one", follow=follow))
+    assert heard == (b"mine\n" if plans else b"")
+
+
 def test_a_log_that_is_refused_is_told(api: Api, runner: KubernetesRunner, begin: Any) -> None:
     name = begin(pod(container("one", "host", "true")))
     runner.wait(name, HANG)
@@ -775,6 +1066,59 @@ def test_however_often_an_answer_breaks_off_each_line_is_told_once(lines: list[b
         except Failed:
             pass
     assert heard == b"".join(line + b"\n" for line in lines)
+
+
+def broken(whole: bytes, end: int, size: int = 1 << 16) -> Iterator[bytes]:
+    """Yield an answer that breaks off."""
+    for at in range(0, end, size):
+        yield whole[at : min(end, at + size)]
+    raise Failed(0, "it broke off")
+
+
+def heard_of(told: Told, *answers: Iterable[bytes]) -> bytes:
+    heard = b""
+    for answer in answers:
+        with suppress(Failed):
+            for each in told.fresh(answer):
+                heard += each
+    return heard
+
+
+def test_a_very_long_line_that_breaks_off_in_its_middle_is_told_whole_and_the_next_by_itself() -> None:
+    long = b"".join(b"%06d" % number for number in range(500_000))
+    whole = b"2026-01-01T00:00:00.5Z " + long + b"\n2026-01-01T00:00:00.6Z next\n"
+    for ends in ([2_000_000], [1_100_000, 1_100_000, 2_900_000, 3_000_020]):
+        assert heard_of(Told(), *(broken(whole, end) for end in ends), [whole], [whole]) == long + b"\nnext\n"
+
+
+@pytest.mark.parametrize(
+    "times",
+    [(b"00.5", b"00.5", b"00.5"), (b"00.5", b"00.4", b"00.5"), (b"01.1", b"00.9", b"01.0"), (b"01.5", b"00.5000", b"00.6")],
+    ids=["of one time", "overtaken", "overtaken across a second", "overtaken by almost a moment"],
+)
+def test_wherever_an_answer_breaks_off_lines_are_told_whatever_their_times(times: tuple[bytes, ...]) -> None:
+    texts = (b"one\n", b"two\n", b"three\n")
+    lines = [b"2026-01-01T00:00:" + at + b"Z " + text for at, text in zip(times, texts, strict=True)]
+    whole = b"".join(lines)
+    for end in range(len(whole) + 1):
+        for well in (False, True):
+            told = Told()
+            first = heard_of(told, [whole[:end]] if well else broken(whole, end, 7))
+            # As a server does: what is older than that it leaves out.
+            since = told.since[:-1].encode()
+            later = b"".join(each for each in lines if each[: len(since)] >= since)
+            assert first + heard_of(told, [later]) == b"".join(texts), (end, well)
+
+
+def test_a_last_line_without_an_end_is_told_once_though_another_life_begins_at_once() -> None:
+    told = Told()
+    former, last = b"2026-01-01T00:00:00.1Z no end", b"2026-01-01T00:00:00.2Z also"
+    assert heard_of(told, [former], [last], [former], [last + b" this\n"]) == b"no endalso this\n"
+
+
+def test_what_begins_like_a_time_and_is_none_is_told() -> None:
+    line = b"2026-99-99T00:00:00Z text\n"
+    assert heard_of(Told(), [line]) == line
 
 
 def test_a_line_that_is_very_long_is_told_in_parts() -> None:

@@ -113,6 +113,8 @@ def read_pod(found: object) -> Manifest:
 def read_list(found: object) -> tuple[list[Manifest], str]:
     """Return the pods of a page, and what the next one is asked for by, "" where there is none; ValueError."""
     page = _shaped(found, _LIST)
+    if not isinstance(found, dict) or "items" not in found:  # which may be null
+        raise ValueError
     return [read_pod(each) for each in page.get("items", ())], page["metadata"].get("continue", "")
 
 
