@@ -43,7 +43,10 @@ LAYERS = (
 RESERVED_FOR = {
     "figures": ({"cli", "coordination.report"}, "figures are for people; report explains to them, all other modules decide"),
     "linux": (
-        {"process", "coordination.signals", "store.second", "batteries.postgres.programs", "session.led"},
+        {
+            *("process", "coordination.signals", "store.second", "batteries.postgres.programs"),
+            *("session.led", "session.folder", "session.podman"),
+        },
         "all else asks those",
     ),
     "sidecar": ({"cli"}, "the version is for people"),

@@ -124,7 +124,8 @@ def _folder(where: Mapping[str, Any]) -> str:
 
 
 def _equals(flag: str, form: str, text: str) -> tuple[str, str]:
-    name, equals, folder = text.rpartition("=")
+    # Of the first: neither an image nor a claim has one in its name, and a directory may.
+    name, equals, folder = text.partition("=")
     if not equals or not name or not folder:
         raise UsageError(f"{flag} expects {form}, not {text!r}")
     return name, os.path.abspath(folder)

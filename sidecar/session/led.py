@@ -6,6 +6,8 @@ runner names the module of its engine, whose `engine(folder, pod, asked)` that p
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib
 import os
 import select
@@ -16,12 +18,22 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import FileIO
 from typing import Any
 
 from sidecar import linux
-from sidecar.errors import ConfigurationError, DeadlinePassed, Fault, SidecarError, SourceMissing, Unreachable
-from sidecar.process import SIGTERM, SignalQueue
-from sidecar.session.folder import Folder, discard, on_its_way
+from sidecar.errors import (
+    ConfigurationError,
+    Corrupt,
+    DeadlinePassed,
+    Fault,
+    ParametersError,
+    SidecarError,
+    SourceMissing,
+    Unreachable,
+)
+from sidecar.process import SIGKILL, SIGTERM, SignalQueue, identity
+from sidecar.session.folder import Folder, discard, on_its_way, tidy, write_supervisor
 from sidecar.session.lead import Lead
 from sidecar.session.pod import Pod, Terms, is_name, read_pod
 from sidecar.session.runner import ENDED, Container, Status
@@ -47,21 +59,47 @@ class LedRunner:
     def list(self) -> list[Status]:
         """Return the pods that are there, by name."""
         found = []
-        with suppress(FileNotFoundError):
-            for name in sorted(os.listdir(self.folder)):
-                with suppress(SourceMissing):  # which is another runner's, or was removed meanwhile
+        for name in self.names():
+            with suppress(SourceMissing):  # it was removed meanwhile
+                try:
                     found.append(self.status(name))
+                except Corrupt as error:
+                    found.append(Status(name, "", "Unknown", (), str(error)))
         return found
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of this runner's pods."""
+        return tuple(each for each in self.folders() if self.has(each))
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the names of what may be a pod, whoever began it."""
+        if not self._check_folder():
+            return ()
+        found = (each for each in sorted(os.listdir(self.folder)) if is_name(each))
+        return tuple(each for each in found if os.path.isdir(os.path.join(self.folder, each)))
 
     def has(self, name: str) -> bool:
         """Tell whether a pod is there, and is this runner's."""
-        # A name becomes a path: what can be none of a pod is none.
-        if not is_name(name) or not os.path.isdir(os.path.join(self.folder, name)):
-            return False
         try:
-            return bool(Folder(os.path.join(self.folder, name)).read("pod.json")["engine"] == self.ENGINE)
-        except SourceMissing:
+            return self.engine_of(name) == self.ENGINE
+        except (Corrupt, SourceMissing):
             return False
+
+    def engine_of(self, name: str) -> str:
+        """Return the module of what begins a pod's containers; SourceMissing where there is no pod, Corrupt where it is none."""
+        folder = Folder(os.path.join(self.folder, name))
+        # A name becomes a path: what can be none of a pod is none.
+        if not is_name(name) or not self._check_folder() or not os.path.isdir(folder.path):
+            raise folder.missing()
+        try:
+            asked = folder.read("pod.json")
+        except SourceMissing:
+            if os.path.isdir(folder.path):
+                raise folder.odd("pod.json") from None
+            raise
+        if not isinstance(asked, dict) or not isinstance(asked.get("engine"), str):
+            raise folder.odd("pod.json")
+        return str(asked["engine"])
 
     def status(self, name: str) -> Status:
         """Return how a pod stands."""
@@ -83,25 +121,32 @@ class LedRunner:
         return _follow(pod, container) if follow else _read(pod, container)
 
     def stop(self, name: str, grace: float | None = None) -> Status:
-        """End a pod, remove all that is of it, and return how it ended."""
+        """End a pod, remove all that is of it, and return how it ended.
+
+        DeadlinePassed where what begins it does not come to its end, as where it pulls an image for long.
+        """
         pod = self._pod(name)
-        given = pod_of(pod.read("pod.json")).grace if grace is None else grace
-        supervisor = pod.supervisor()
-        if supervisor is not None:
+        with pod.opened() as held:
             try:
-                if grace is not None:
-                    pod.write("grace.json", grace)
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-                if not select.select([supervisor], [], [], given + _PATIENCE)[0]:
-                    signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-                    pod.wait()
-            finally:
-                os.close(supervisor)
-        self._end(pod, given)
-        status = self._status(pod)
-        self._remove(pod)
-        return status
+                given = pod_of(pod.read("pod.json")).grace if grace is None else grace
+            except (KeyError, TypeError, ParametersError):
+                raise pod.odd("pod.json") from None
+            try:
+                supervisor = pod.supervisor(time.monotonic() + given + _PATIENCE)
+            except TimeoutError:
+                raise DeadlinePassed(f"pod {name} is still being begun; stop it later", name) from None
+            if supervisor is not None:
+                try:
+                    if grace is not None:
+                        pod.write("grace.json", grace, held=held)
+                    _end_supervisor(supervisor, given + _PATIENCE)
+                finally:
+                    os.close(supervisor)
+            with pod.alone(held):
+                self._end(pod, given)
+                status = self._status(pod)
+                self._remove(pod)
+                return status
 
     # --- what runners do differently
 
@@ -125,6 +170,7 @@ class LedRunner:
         what else the engine is to know."""
         asked["engine"] = self.ENGINE
         self._make_folder()
+        tidy(self.folder)
         fresh = Folder(on_its_way(self.folder))
         os.mkdir(fresh.path, 0o700)
         try:
@@ -132,20 +178,38 @@ class LedRunner:
             try:
                 # Onto a folder that holds anything, the kernel renames nothing: whoever comes second is told so.
                 os.rename(fresh.path, os.path.join(self.folder, pod.name))
-            except OSError:
+            except OSError as error:
                 os.close(lease)
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise Unreachable(f"pod {pod.name} cannot be kept in {self.folder}: {error.strerror}") from None
                 raise ConfigurationError(f"there is a pod {pod.name} already; stop it, or give this one another name") from None
         except BaseException:
             discard(fresh.path)
             raise
         folder = Folder(os.path.join(self.folder, pod.name))
-        try:
-            self._prepare(folder, pod, asked)
-        except BaseException:
-            os.close(lease)
+        with folder.opened() as held:
+            try:
+                try:
+                    make_paths(pod)
+                    self._prepare(folder, pod, asked)
+                    self._lead(folder, lease)
+                finally:
+                    os.close(lease)
+            except BaseException:
+                self._undo(folder, held)
+                raise
+
+    def _undo(self, folder: Folder, held: int) -> None:
+        """Leave nothing of a pod that was not begun to the end, not even what leads it already."""
+        with suppress(TimeoutError):
+            supervisor = folder.supervisor(time.monotonic() + _PATIENCE)
+            if supervisor is not None:
+                try:
+                    _end_supervisor(supervisor, 0)
+                finally:
+                    os.close(supervisor)
+        with suppress(SourceMissing), folder.alone(held):  # who stopped it meanwhile has removed it
             self._remove(folder)
-            raise
-        self._lead(folder, lease)
 
     def _remove(self, folder: Folder) -> None:
         self._let_go(folder)
@@ -156,13 +220,23 @@ class LedRunner:
             os.makedirs(os.path.dirname(self.folder), exist_ok=True)
             with suppress(FileExistsError):
                 os.mkdir(self.folder, 0o700)
+        except OSError as error:
+            raise Unreachable(f"pods cannot be kept in {self.folder}: {error.strerror}") from None
+        self._check_folder()
+
+    def _check_folder(self) -> bool:
+        """Tell whether there is a folder of pods; ConfigurationError where others may have put into it what is told and run."""
+        try:
             about = os.lstat(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
         except OSError as error:
             raise Unreachable(f"pods cannot be kept in {self.folder}: {error.strerror}") from None
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
             raise ConfigurationError(
                 f"pods cannot be kept in {self.folder}: expected a directory of this user's alone (mode 0700)"
             )
+        return True
 
     def _fill(self, fresh: Folder, pod: Pod, asked: dict[str, Any]) -> int:
         """Put all into a pod's folder that is there from its beginning; return its lease, which is held."""
@@ -193,25 +267,28 @@ class LedRunner:
                     check=False,
                 )
         except OSError as error:
-            raise self._undone(pod, error.strerror) from None
-        finally:
-            os.close(lease)
+            raise Unreachable(f"pod {pod.name} cannot be begun: {error.strerror}") from None
         if ran.returncode:
-            raise self._undone(pod, pod.status().reason)
-
-    def _undone(self, pod: Folder, why: str | None) -> Unreachable:
-        self._remove(pod)
-        return Unreachable(f"pod {pod.name} cannot be begun: {why}")
+            raise Unreachable(f"pod {pod.name} cannot be begun: {pod.why()}")
 
     def _pod(self, name: str) -> Folder:
-        if not self.has(name):
-            raise SourceMissing(f"there is no pod {name}", [each for each in self._names() if self.has(each)])
-        return Folder(os.path.join(self.folder, name))
+        """Return the folder of one of this runner's pods."""
+        try:
+            if self.engine_of(name) == self.ENGINE:
+                return Folder(os.path.join(self.folder, name))
+        except SourceMissing:
+            pass
+        raise SourceMissing(f"there is no pod {name}", self.names())
 
-    def _names(self) -> tuple[str, ...]:
-        with suppress(FileNotFoundError):
-            return tuple(sorted(os.listdir(self.folder)))
-        return ()
+
+def _end_supervisor(supervisor: int, patience: float) -> None:
+    """Ask a supervisor to end its pod; return when it has ended, which it has no longer than `patience` seconds for."""
+    with suppress(ProcessLookupError):
+        if patience:
+            signal.pidfd_send_signal(supervisor, SIGTERM)
+        if not select.select([supervisor], [], [], patience)[0]:
+            signal.pidfd_send_signal(supervisor, SIGKILL)
+            select.select([supervisor], [], [])
 
 
 def pod_of(asked: Mapping[str, Any]) -> Pod:
@@ -252,19 +329,35 @@ def supervise(path: str, lease: int) -> None:
     # Else each container would hold it, and a supervisor be thought alive that is dead.
     os.set_inheritable(lease, False)
     pid = os.fork()
+    # By both: whoever is killed, it is known who holds the lease.
+    who = identity(pid or os.getpid())
+    if who is not None:
+        write_supervisor(lease, who)
     if pid:
-        os.pwrite(lease, str(pid).encode(), 0)
         return
     folder = Folder(path)
     asked = folder.read("pod.json")
     pod = pod_of(asked)
     engine = importlib.import_module(asked["engine"]).engine(folder, pod, asked)
+    lead = Lead(pod, asked["backoff"])
 
-    def heard(supervisor: Supervisor, number: int) -> None:
+    def heard(_: Supervisor, number: int) -> None:
         if number == SIGTERM:
-            supervisor.lead.end(time.monotonic(), _grace(folder, pod))
+            lead.end(time.monotonic(), _grace(folder, pod))
+        if number == signal.SIGIO and not os.path.exists(path):
+            # Removed by hand: nobody else would ever end its containers.
+            lead.end(time.monotonic(), pod.grace)
 
-    Supervisor(Lead(pod, asked["backoff"]), engine, folder.log, SignalQueue(), heard, folder.publish).run()
+    def publish(status: Status) -> None:
+        with suppress(SourceMissing):
+            folder.publish(status)
+
+    signals = SignalQueue()
+    with suppress(OSError):  # a kernel without it
+        # Names that come and go beside it are told by a signal, which wakes a supervisor as all others do.
+        beside = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.fcntl(beside, fcntl.F_NOTIFY, fcntl.DN_DELETE | fcntl.DN_RENAME | fcntl.DN_MULTISHOT)
+    Supervisor(lead, engine, folder.log, signals, heard, publish).run()
 
 
 def _grace(folder: Folder, pod: Pod) -> float:
@@ -278,19 +371,31 @@ def _grace(folder: Folder, pod: Pod) -> float:
 
 
 def _read(pod: Folder, container: str) -> Iterator[bytes]:
-    with open(pod.log(container), "rb", buffering=0) as file:
+    with _log(pod, container) as file:
         while data := file.read(_CHUNK):
             yield data
 
 
+def _log(pod: Folder, container: str) -> FileIO:
+    try:
+        return open(pod.log(container), "rb", buffering=0)
+    except FileNotFoundError:
+        raise pod.missing() from None
+
+
 def _follow(pod: Folder, container: str) -> Iterator[bytes]:
     changes = linux.inotify_init()
-    supervisor = pod.supervisor()
-    watched = [changes] if supervisor is None else [changes, supervisor]
+    watched = [changes]
     try:
-        with open(pod.log(container), "rb", buffering=0) as file:
-            linux.inotify_add_watch(changes, os.fsencode(pod.log(container)), _IN_MODIFY)
-            linux.inotify_add_watch(changes, os.fsencode(pod.path), linux.IN_MOVED_TO)
+        with _log(pod, container) as file:
+            try:
+                linux.inotify_add_watch(changes, os.fsencode(pod.log(container)), _IN_MODIFY)
+                linux.inotify_add_watch(changes, os.fsencode(pod.path), linux.IN_MOVED_TO)
+            except FileNotFoundError:
+                raise pod.missing() from None
+            supervisor = pod.supervisor()
+            if supervisor is not None:
+                watched.append(supervisor)
             ended = False
             while True:
                 over = ended or _is_over(pod, container)

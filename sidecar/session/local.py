@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from sidecar.errors import ConfigurationError, Fault, ParametersError
-from sidecar.session.led import BACKOFF, LedRunner, absolute, make_paths, missing_paths
+from sidecar.session.led import BACKOFF, LedRunner, absolute, missing_paths
 from sidecar.session.pod import Pod, Terms, read_pod
 from sidecar.session.runner import Manifest
 
@@ -46,7 +46,7 @@ class LocalRunner(LedRunner):
 
     def start(self, pod: Manifest) -> None:
         """Begin the pod, and return (see runner.Runner)."""
-        terms = Terms(claims=self.claims)
+        terms = Terms(claims=self.claims, user=os.getuid())
         asked = read_pod(pod, terms)
         images = self._images(asked)
         bwrap = shutil.which("bwrap")
@@ -69,5 +69,4 @@ class LocalRunner(LedRunner):
                 faults.append(Fault(where, "image", f"{reference} is no directory; {expected}"))
         if faults := [*faults, *missing_paths(pod)]:
             raise ParametersError(faults)
-        make_paths(pod)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sidecar.errors import ConfigurationError, Corrupt, SourceMissing
 from sidecar.session.led import LedRunner
 from sidecar.session.local import LocalRunner
 from sidecar.session.podman import PodmanRunner
@@ -18,7 +19,8 @@ class Machine:
 
     def list(self) -> list[Status]:
         """Return the pods that are there, by name."""
-        return sorted((status for each in self._runners for status in each.list()), key=lambda status: status.name)
+        found = [status for each in self._runners for status in each.list()]
+        return sorted([*found, *self._odd()], key=lambda status: status.name)
 
     def status(self, name: str) -> Status:
         """Return how a pod stands."""
@@ -37,5 +39,22 @@ class Machine:
         return self._of(name).stop(name, grace)
 
     def _of(self, name: str) -> LedRunner:
-        first, *others = self._runners
-        return next((each for each in others if each.has(name)), first)
+        first, *_ = self._runners
+        try:
+            engine = first.engine_of(name)
+        except SourceMissing as error:
+            raise SourceMissing(str(error), sorted(each for runner in self._runners for each in runner.names())) from None
+        found = {each.ENGINE: each for each in self._runners}.get(engine)
+        if found is None:
+            raise ConfigurationError(f"pod {name} was begun by {engine}, which is not known here: a newer version began it")
+        return found
+
+    def _odd(self) -> Iterator[Status]:
+        """Yield what is no pod of a runner's here, by its name and with what to do about it."""
+        for name in self._runners[0].folders():
+            try:
+                self._of(name)
+            except (ConfigurationError, Corrupt) as error:
+                yield Status(name, "", "Unknown", (), str(error))
+            except SourceMissing:
+                pass  # it was removed meanwhile

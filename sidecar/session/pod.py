@@ -29,6 +29,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 # Of the machine, as it is: what may be asked of the file system, no more than can be kept; other types are refused.
 _HOST_TYPES = ("", "Directory", "DirectoryOrCreate", "File")
 _PROPAGATION = ("", "None", "HostToContainer", "Bidirectional")
+_SECCOMP = ("RuntimeDefault", "Unconfined")
 # Where the sandbox puts what is its own.
 _TAKEN = ("/proc", "/dev")
 _WITHOUT_EFFECT = {
@@ -46,13 +47,14 @@ class Terms:
 
     `privileges` that a container asks for, and mounts that it passes on to others; volumes that are `images`; that it runs what
     its image says, `own_command`, where it says nothing itself; `claims` are the directories on the machine that stand for
-    persistent volume claims, by name.
+    persistent volume claims, by name. `user` is who a container runs as that does not say; None leaves that to its image.
     """
 
     privileges: bool = False
     images: bool = True
     own_command: bool = False
     claims: Mapping[str, str] = field(default_factory=dict)
+    user: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class _Reader:
             "spec.securityContext",
             ("runAsUser", "runAsGroup", "runAsNonRoot", *_WITHOUT_EFFECT["spec.securityContext"]),
         )
+        self._seccomp(security, "spec.securityContext")
         volumes = self._volumes(spec.get("volumes"))
         inits = self._programs(spec.get("initContainers"), "spec.initContainers", security, volumes, init=True)
         programs = self._programs(spec.get("containers"), "spec.containers", security, volumes, init=False)
@@ -262,9 +265,11 @@ class _Reader:
             ),
         )  # fmt: skip
         self._privileges(own, f"{where}.securityContext")
+        self._seccomp(own, f"{where}.securityContext")
         user, group = (self._id(own.get(key, security.get(key)), f"{where}.{key}") for key in ("runAsUser", "runAsGroup"))
-        if own.get("runAsNonRoot", security.get("runAsNonRoot")) and user == 0:
-            self._fault(f"{where}.runAsUser", "is 0, where runAsNonRoot is said too")
+        if own.get("runAsNonRoot", security.get("runAsNonRoot")) and (self.terms.user if user is None else user) == 0:
+            said = "is 0" if user == 0 else "is missing, and so root's"
+            self._fault(f"{where}.runAsUser", f"{said}, where runAsNonRoot is said too")
         restart = one.get("restartPolicy")
         if restart not in (None, "Always"):
             self._fault(f"{where}.restartPolicy", f"expected Always, of a native sidecar, not {restart!r}")
@@ -298,6 +303,12 @@ class _Reader:
                 self._fault(f"{where}.{key}", "not honoured here: a sandbox gives no privileges")
         if added:
             self._fault(f"{where}.capabilities.add", "not honoured here: a sandbox gives no privileges")
+
+    def _seccomp(self, security: Mapping[str, Any], where: str) -> None:
+        # What an engine does unasked, or what asks for nothing; a profile of one's own would not be kept.
+        given = self._mapping(security.get("seccompProfile"), f"{where}.seccompProfile", ("type",))
+        if given.get("type", _SECCOMP[0]) not in _SECCOMP:
+            self._fault(f"{where}.seccompProfile.type", f"expected {' or '.join(_SECCOMP)}, not {given['type']!r}")
 
     def _environment(self, given: Any, where: str) -> dict[str, str]:
         found: dict[str, str] = {}

@@ -16,8 +16,12 @@ What podman, since 4.3, does otherwise than a kubelet is made good before it is 
 To podman a pod has a name of its own, so that it is never mistaken for another's. All that podman is asked for it is asked by
 this name, and nothing secret is on a command line. A container keeps its own root from one life to the next.
 
+podman may fail, or not answer at all. Whoever waits for it does so for a bounded time, and what it does not tell is told as not
+known: never as absent. What a supervisor asks of it while containers run, a process beside it does, one for each (see _beside).
+
 A container does not end with the process that leads it. Where that died its containers go on, and are asked and ended when the
-pod is stopped; what they write meanwhile is not kept.
+pod is stopped; what they write meanwhile is not kept. podman itself does end with whoever called it: else it would go on to make
+a pod that nobody knows.
 """
 
 from __future__ import annotations
@@ -25,20 +29,32 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from sidecar.errors import ConfigurationError, Fault, ParametersError, Unreachable
-from sidecar.process import SIGKILL, Child, spawn
+from sidecar import linux
+from sidecar.errors import (
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    UNKNOWN,
+    ConfigurationError,
+    Fault,
+    ParametersError,
+    SidecarError,
+    Unreachable,
+)
+from sidecar.process import CAUGHT, SIGKILL, Child, spawn
 from sidecar.session import root
-from sidecar.session.folder import Folder
-from sidecar.session.led import BACKOFF, LedRunner, absolute, make_paths, missing_paths
+from sidecar.session.folder import Folder, mounted
+from sidecar.session.led import BACKOFF, LedRunner, absolute, missing_paths
 from sidecar.session.pod import SESSION, Mount, Pod, Program, Terms, expand, read_pod
 from sidecar.session.runner import Container, Manifest, Status
 from sidecar.session.supervisor import NOT_BEGUN, appended
@@ -49,6 +65,11 @@ _INFRA = "--format={{.InfraContainerID}}"
 _LINE = 4096
 # How long, in seconds, is waited for the end of what was killed.
 _PATIENCE = 10.0
+# How long podman may take to answer, in seconds: thousands of times what it takes where it works.
+_ANSWER = 60.0
+# How often it is asked again how a container stands, and how long after it failed, or did not find whom to signal.
+_TRIES = 3
+_PAUSE = 0.1
 # As a kubelet: what the kernel takes for the name of a machine.
 _HOSTNAME = 63
 _PAIR = re.compile(r"\\u(d[89ab]..)\\u(d[c-f]..)")
@@ -93,7 +114,6 @@ class PodmanRunner(LedRunner):
         own = {"podman": [found, *self.podman[1:]], "network": self.network, "called": f"{asked.name}-{uuid.uuid4().hex[:8]}"}
         # One that cannot even tell its pods would not remove what it has not made.
         Podman(own).ask("pod", "ps", "--quiet")
-        make_paths(asked)
         self._begin(asked, {"pod": pod, "terms": asdict(terms), "backoff": self.backoff, **own})
 
     # --- what is podman's of a pod
@@ -105,7 +125,8 @@ class PodmanRunner(LedRunner):
             played = play(folder, pod, asked, dollar)
             network = [f"--network={asked['network']}"] if asked["network"] else []
             words = ["kube", "play", "--start=false", "--log-driver=none", *network, "-"]
-            told = podman.run(*words, given=_as_yaml(played))
+            # As long as that takes: it may pull images.
+            told = podman.run(*words, given=_as_yaml(played), within=None)
             if told.returncode:
                 raise Unreachable(f"pod {pod.name} cannot be begun: {_last(told.stderr)}")
             made = podman.inspect(*(each.name for each in (*pod.inits, *pod.programs)))
@@ -124,7 +145,10 @@ class PodmanRunner(LedRunner):
         def unled(container: Container) -> Container:
             if container.state != "running":
                 return container
-            found = Podman(folder.read("pod.json")).states(container.name)
+            try:
+                found = _podman(folder).states(container.name)
+            except Unreachable as error:
+                return replace(container, reason=f"whether it runs is not known: {error}")
             if not found:
                 return replace(container, state="exited", exit=128 + SIGKILL)
             (state,) = found
@@ -135,16 +159,26 @@ class PodmanRunner(LedRunner):
     def _end(self, folder: Folder, grace: float) -> None:
         # Where it was led to its end there is nothing to end, and podman would take seconds for that.
         if any(each.state == "running" for each in self._status(folder).containers):
-            podman = Podman(folder.read("pod.json"))
-            podman.run("pod", "stop", f"--time={int(grace)}", podman.called)
+            podman = _podman(folder)
+            podman.run("pod", "stop", f"--time={int(grace)}", podman.called, within=grace + _ANSWER)
 
     def _let_go(self, folder: Folder) -> None:
-        podman = Podman(folder.read("pod.json"))
+        podman = _podman(folder)
         podman.remove()
-        _unmount(folder)
+        _unmount(folder, [])
         if os.geteuid():
             # What other users of the containers made there is not the caller's to remove, but in podman's namespace.
-            podman.run("unshare", "rm", "-rf", "--", os.path.join(folder.path, "volumes"))
+            volumes = os.path.join(folder.path, "volumes")
+            _unmount(folder, [*podman.words, "unshare"])
+            podman.run("unshare", "rm", "-rf", "--one-file-system", "--", volumes, within=None)
+
+
+def _podman(folder: Folder) -> Podman:
+    """Return podman, as it is asked about the pod in `folder`."""
+    try:
+        return Podman(folder.read("pod.json"))
+    except KeyError:
+        raise folder.odd("pod.json") from None
 
 
 class Podman:
@@ -158,18 +192,14 @@ class Podman:
         """Return what a container is called."""
         return f"{self.called}-{container}"
 
-    def run(self, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        """Return what podman says."""
-        try:
-            return subprocess.run([*self.words, *words], input=given, capture_output=True, cwd="/", check=False)
-        except OSError as error:
-            raise Unreachable(f"{self.words[0]} cannot be run: {error.strerror}") from None
+    def run(self, *words: str, given: bytes = b"", within: float | None = _ANSWER) -> subprocess.CompletedProcess[bytes]:
+        """Return what podman says; Unreachable where it does not `within` so many seconds."""
+        return _run([*self.words, *words], given, within)
 
     def wait(self, container: str) -> None:
         """Return when a container that was killed has ended; where the kernel does not let it, a little later."""
-        with suppress(subprocess.TimeoutExpired):
-            words = [*self.words, "wait", "--interval=20ms", container]
-            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, cwd="/", timeout=_PATIENCE, check=False)
+        with suppress(Unreachable):
+            self.run("wait", "--interval=20ms", container, within=_PATIENCE)
 
     def ask(self, *words: str) -> str:
         """Return what podman says; Unreachable where it cannot do so."""
@@ -193,9 +223,42 @@ class Podman:
         return {names[each["Name"]]: each for each in json.loads(self.ask("container", "inspect", *names))}
 
     def states(self, container: str) -> list[dict[str, Any]]:
-        """Return how a container stands; nothing where there is none."""
-        ran = self.run("container", "inspect", self.of(container))
-        return [json.loads(ran.stdout)[0]["State"]] if ran.returncode == 0 else []
+        """Return how a container stands; nothing where there is none. Unreachable where podman does not tell."""
+        told = b""
+        for _ in range(_TRIES):
+            ran = self.run("container", "inspect", self.of(container))
+            if ran.returncode == 0:
+                return [json.loads(ran.stdout)[0]["State"]]
+            if self.run("container", "exists", self.of(container)).returncode == 1:
+                return []
+            told = ran.stderr
+            time.sleep(_PAUSE)
+        raise Unreachable(f"podman inspect: {_last(told)}")
+
+
+def _run(command: Sequence[str], given: bytes, within: float | None) -> subprocess.CompletedProcess[bytes]:
+    """Return what a command says. It is ended where it takes too long, where we are interrupted, and where we are killed."""
+    us, name = os.getpid(), command[0]
+
+    def become() -> None:
+        if not linux.end_with(us):
+            os._exit(NOT_EXECUTABLE)
+
+    pipe = subprocess.PIPE
+    try:
+        ran = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd="/", start_new_session=True, preexec_fn=become)
+    except OSError as error:
+        raise Unreachable(f"{name} cannot be run: {error.strerror}") from None
+    with ran:
+        try:
+            out, err = ran.communicate(given, within)
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(ran.pid, SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Unreachable(f"{' '.join(command)} has not answered within {within:g} s") from None
+            raise
+    return subprocess.CompletedProcess(command, ran.returncode, out, err)
 
 
 # --- what begins a container -------------------------------------------------------------------------------------------
@@ -214,30 +277,64 @@ class Attached:
         """There is nothing to hear but its end."""
 
     def ask(self) -> bool:
-        """Send SIGTERM to the container; tell whether it was there to be sent one."""
-        return self._send("TERM")
+        """Send SIGTERM to the container, as soon as it is there."""
+        self._beside(lambda over: self._send("TERM", over))
+        return True
 
     def kill(self) -> None:
         """End the container, whatever it does; where it is only on its way, once it is there."""
-        end = time.monotonic() + _PATIENCE
-        while not self._send("KILL") and not self._is_over():
-            if time.monotonic() >= end:
+
+        def end(over: Callable[[float], bool]) -> None:
+            self._send("KILL", over)
+            if not over(_PATIENCE):
                 self.child.send(SIGKILL)
+
+        self._beside(end)
+
+    def _beside(self, work: Callable[[Callable[[float], bool]], None]) -> None:
+        """Have a process of its own do `work`, which asks whether this life is over, and waits so many seconds for that.
+
+        Not this one: a podman that does not answer would keep it from all others. Nor a thread: what it begins is reaped here.
+        """
+        us = os.getpid()
+        child = os.pidfd_open(self.child.pid)
+        try:
+            if os.fork():
                 return
+            try:
+                signal.set_wakeup_fd(-1)
+                for number in CAUGHT:
+                    signal.signal(number, signal.SIG_DFL)
+                if linux.end_with(us):
+                    work(lambda within: bool(select.select([child], [], [], within)[0]))
+            finally:
+                os._exit(0)
+        finally:
+            os.close(child)
 
-    def _is_over(self) -> bool:
-        # It is left to be reaped.
-        return os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def _send(self, signal: str) -> bool:
-        return self.podman.run("kill", f"--signal={signal}", self.podman.of(self.name)).returncode == 0
+    def _send(self, name: str, over: Callable[[float], bool]) -> None:
+        """Send a signal, as soon as there is whom to send it to, and podman does so."""
+        end = time.monotonic() + _PATIENCE
+        while not over(0) and (name != "KILL" or time.monotonic() < end):
+            with suppress(Unreachable):
+                if self.podman.run("kill", f"--signal={name}", self.podman.of(self.name), within=_PATIENCE).returncode == 0:
+                    return
+            over(_PAUSE)
 
     def outcome(self) -> tuple[int, str]:
         """Return the status of one that has ended, and why it could not be begun, if so."""
+        try:
+            return self._outcome()
+        except (OSError, SidecarError) as error:
+            # What it ended with is what podman ended with, but for what it says of itself.
+            told = not self.child.signal and self.child.code not in (UNKNOWN, NOT_EXECUTABLE, NOT_FOUND)
+            return (self.child.code, "") if told else (UNKNOWN, f"how it ended is not known: {error}")
+
+    def _outcome(self) -> tuple[int, str]:
         found = self.podman.states(self.name)
         if found and found[0]["Running"]:
             # Whoever ended that podman: a life that nobody follows is none.
-            self._send("KILL")
+            self.podman.run("kill", "--signal=KILL", self.podman.of(self.name))
             self.podman.wait(self.podman.of(self.name))
             return 128 + SIGKILL, "podman ended while it ran"
         self.began = found[0]["StartedAt"] if found else self.before
@@ -359,15 +456,26 @@ def _make_volumes(folder: Folder, pod: Pod, spec: Manifest) -> None:
             os.mkdir(_part(folder, number))
 
 
-def _unmount(folder: Folder) -> None:
-    """Have nothing mounted in a pod's volumes, or it would be removed: a container that was killed leaves what it passed on."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        points = [line.split(b" ")[4] for line in file]
-    below = os.fsencode(folder.path) + b"/"
-    plain = [re.sub(rb"\\([0-7]{3})", lambda digits: bytes([int(digits[1], 8)]), each) for each in points]
-    left = [each for each in reversed(plain) if each.startswith(below)]
-    if left:
-        subprocess.run(["umount", "--lazy", *map(os.fsdecode, left)], capture_output=True, check=False)
+def _unmount(folder: Folder, inside: Sequence[str]) -> None:
+    """Have nothing mounted in a pod's folder, or it would be emptied: a container that was killed leaves what it passed on.
+
+    `inside` are the words that run a command where it is removed. Unreachable where anything stays.
+    """
+
+    def mounts() -> list[str]:
+        if not inside:
+            with open("/proc/self/mountinfo", "rb") as file:
+                return mounted(folder.path, file.readlines())
+        ran = _run([*inside, "cat", "/proc/self/mountinfo"], b"", _ANSWER)
+        if ran.returncode:
+            raise Unreachable(f"{inside[0]} does not tell what is mounted in {folder.path}: {_last(ran.stderr)}")
+        return mounted(folder.path, ran.stdout.splitlines())
+
+    if left := mounts():
+        with suppress(Unreachable):
+            _run([*inside, "umount", "--lazy", *left], b"", _ANSWER)
+        if left := mounts():
+            raise Unreachable(f"{folder.path} is not removed, for {left[-1]} is mounted: umount it, and try again")
 
 
 def _part(folder: Folder, number: int) -> str:
@@ -408,13 +516,16 @@ def _race(pod: Pod) -> list[Fault]:
 
 
 def _roots(spec: Manifest, made: Mapping[str, Any]) -> list[Fault]:
-    """Return a fault for each container that must not run as root and whose image says so."""
+    """Return a fault for each container that must not run as root and whose image does not say a number of another user."""
     of_pod = (spec.get("securityContext") or {}).get("runAsNonRoot")
     faults = []
     for each in (*(spec.get("initContainers") or ()), *spec["containers"]):
         user = made[each["name"]]["Config"]["User"].partition(":")[0]
-        if (each.get("securityContext") or {}).get("runAsNonRoot", of_pod) and user in ("", "0", "root"):
-            faults.append(Fault("pod", f"container {each['name']}", f"runAsNonRoot, and the user of {each['image']} is root"))
+        # As a kubelet: who a name is cannot be known, and a number may be written in many ways.
+        is_number = user.isascii() and user.isdecimal()
+        if (each.get("securityContext") or {}).get("runAsNonRoot", of_pod) and not (is_number and int(user)):
+            who = "root" if is_number or not user else f"{user!r}, which is no number above 0"
+            faults.append(Fault("pod", f"container {each['name']}", f"runAsNonRoot, and the user of {each['image']} is {who}"))
     return faults
 
 

@@ -7,8 +7,10 @@ must not come before the command has taken bwrap's place: the kernel hands a PID
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+import time
 from typing import Any
 
 from sidecar.process import SIGKILL, SIGTERM, Child, spawn
@@ -18,15 +20,17 @@ from sidecar.session.folder import Folder
 from sidecar.session.pod import PATH, Pod, Program
 from sidecar.session.supervisor import NOT_BEGUN, appended
 
-_MONITOR = "bwrap"
 _LINE = 4096
+# How long, in seconds, a command that is bwrap itself is taken for one that has not taken bwrap's place yet.
+_PATIENCE = 5.0
 
 
 class Processes:
     """A container's processes: bwrap, what it says of the command, and the command."""
 
-    def __init__(self, child: Child, said: int, log: str, at: int) -> None:
-        self.child, self.said, self.log, self.at = child, said, log, at
+    def __init__(self, child: Child, said: int, log: str, at: int, bwrap: str) -> None:
+        self.child, self.said, self.log, self.at, self.bwrap = child, said, log, at, bwrap
+        self.asked = math.inf
         self.command = -1
         self.pid = 0
         self.exit: int | None = None
@@ -62,12 +66,16 @@ class Processes:
         """Send SIGTERM to the command; tell whether it was there to be sent one."""
         if self.command < 0:
             return self.said < 0
+        self.asked = min(self.asked, time.monotonic())
         try:
-            with open(f"/proc/{self.pid}/comm") as file:
-                if file.read().strip() == _MONITOR:
-                    return False
+            # By its file: its name is anybody's.
+            still = os.path.samefile(f"/proc/{self.pid}/exe", self.bwrap)
+        except FileNotFoundError:
+            return True  # It is over.
         except OSError:
-            return True
+            still = True
+        if still and time.monotonic() - self.asked < _PATIENCE:
+            return False
         self._send(SIGTERM)
         return True
 
@@ -93,9 +101,12 @@ class Processes:
         return NOT_BEGUN, self._problem()
 
     def _problem(self) -> str:
-        with open(self.log, "rb") as file:
-            file.seek(self.at)
-            said = file.read(_LINE).decode(errors="replace").strip().rpartition("\n")[2]
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(self.at)
+                said = file.read(_LINE).decode(errors="replace").strip().rpartition("\n")[2]
+        except OSError as error:  # as where the pod's folder is gone
+            said = f"{self.log}: {error.strerror}"
         return f"could not be begun: {said.removeprefix('bwrap: ')}"
 
 
@@ -130,7 +141,7 @@ class Sandboxes:
                 command = in_layer(self.folder.layer, image, command)
             at = os.fstat(out).st_size
             child = spawn(command, {"PATH": PATH}, streams=(out, out), background=True, directory="/", called=command[0])
-            return Processes(child, status, log, at)
+            return Processes(child, status, log, at, self.bwrap)
         except BaseException:
             os.close(status)
             raise

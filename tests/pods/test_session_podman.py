@@ -75,7 +75,7 @@ def begin(runner: PodmanRunner, manifest: Manifest) -> str:
 
 
 def supervisor_of(runner: PodmanRunner, name: str) -> int:
-    return int(Path(runner.folder, name, "lease").read_text())
+    return int(Path(runner.folder, name, "lease").read_text().split()[0])
 
 
 def children_of(pid: int) -> list[int]:
@@ -247,7 +247,7 @@ def test_what_a_container_left_mounted_in_a_volume_is_not_removed_with_it(tmp_pa
     (tmp_path / "kept" / "file").touch()
     script = """
     mount --bind "$2/kept" "$2/a pod/volumes/v" && [ -e "$2/a pod/volumes/v/file" ] || exit 1
-    "$1" -c 'import sys; from sidecar.session import folder, podman; podman._unmount(folder.Folder(sys.argv[1]))' "$2/a pod"
+    "$1" -c 'import sys; from sidecar.session import folder, podman; podman._unmount(folder.Folder(sys.argv[1]), [])' "$2/a pod"
     ! grep -q volumes /proc/self/mountinfo"""
     words = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", sys.executable, str(tmp_path)]
     assert subprocess.run(words, check=False).returncode == 0
