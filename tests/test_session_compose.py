@@ -436,7 +436,9 @@ def refused(*batteries: Companion, **how: Any) -> list[str]:
     return [str(fault) for fault in error.value.faults]
 
 
-@pytest.mark.parametrize("text", ["Upper", "a_b", "-", "a-", "a..b", ".a", "a.", "a b", "a/b", "é", "a\n", "x" * 56, "{{x}}"])
+@pytest.mark.parametrize(
+    "text", ["Upper", "a_b", "-", "a-", "a..b", ".a", "a.", "a b", "a/b", "é", "a\n", "x" * 56, f"{'x' * 28}.{'y' * 28}", "{{x}}"]
+)
 def test_an_id_that_no_pod_and_no_label_can_have_is_refused(text: str) -> None:
     (fault,) = refused(session=text)
     assert fault.startswith("session: id: expected at most 55 lower-case letters, digits, '-' and '.'")
@@ -512,6 +514,11 @@ def test_a_claim_has_a_name_that_kubernetes_takes(store: str, claim: str) -> Non
 def test_a_batterys_own_mounts_neither_are_nor_hold_nor_lie_in_another(store: str) -> None:
     (fault,) = refused(fuse(BUNDLES, "fuse.yaml", replace(AROUND, store=f"file://{store}")))
     assert fault.startswith(f"the battery fuse: volumeMounts.store: {store} and /")
+
+
+def test_a_shared_path_in_the_coordination_directory_is_told_once() -> None:
+    (fault,) = refused(fuse(BUNDLES.replace("/input", "/sidecar/coordination/input"), "fuse.yaml", AROUND))
+    assert "/sidecar/coordination/input lies in /sidecar/coordination" in fault
 
 
 def test_a_batterys_own_mount_may_be_where_another_container_has_something_else() -> None:
