@@ -276,7 +276,7 @@ def test_who_cannot_know_whether_a_pod_was_begun_says_so(api: Api) -> None:
 
 def test_a_runner_takes_no_other_pod_for_the_one_that_it_began(api: Api, runner: KubernetesRunner, begin: Any) -> None:
     name = begin(idle())
-    begun = {key: each for key, each in api.pods[name].items() if key != "status"}
+    begun = api.asked("POST")[0].body
     api.remove(name)
     with api._changed:
         api.create(begun)  # As `kubectl replace --force` does: all is the same, and the pod is another one.
