@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import yaml
 from containers import Machine, image
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from processes import HANG, LONG, until
+from processes import HANG, LONG, processes_that_say, until
 from session_contract import DEAF, POLITE, Contract, container, hear, mount, of, pod, running, said
 
 from sidecar.batteries.companion import Around, fuse
@@ -29,7 +31,7 @@ from sidecar.session.artifact import Artifact, Port
 from sidecar.session.compose import COORDINATION, Options, compose
 from sidecar.session.folder import Folder
 from sidecar.session.pod import Terms, expand, read_pod
-from sidecar.session.podman import PodmanRunner, _as_yaml, play
+from sidecar.session.podman import PodmanRunner, _as_yaml, _run, play
 from sidecar.session.runner import Manifest
 from sidecar.store import open_store
 
@@ -58,6 +60,16 @@ def runner(machine: Machine, tmp_path: Path, store: Path, monkeypatch: pytest.Mo
     assert left(machine) == []
     assert runner.folder not in machine.run("cat", "/proc/self/mountinfo").stdout
     assert not os.path.exists(runner.folder) or os.listdir(runner.folder) == []
+
+
+@pytest.fixture
+def wrapped(runner: PodmanRunner, tmp_path: Path) -> Path:
+    """A file of lines that a shell reads before it becomes the runner's podman: whatever may become of that."""
+    script, before = tmp_path / "podman", tmp_path / "before"
+    script.write_text(f'#!/bin/sh\n[ ! -e {before} ] || . {before}\nexec {shlex.join(runner.podman)} "$@"\n')
+    script.chmod(0o755)
+    runner.podman = (str(script),)
+    return before
 
 
 @pytest.fixture
@@ -243,14 +255,97 @@ def test_who_uses_more_memory_than_it_may_is_ended(runner: PodmanRunner) -> None
 def test_what_a_container_left_mounted_in_a_volume_is_not_removed_with_it(tmp_path: Path) -> None:
     folder = tmp_path / "a pod"
     (folder / "volumes" / "v").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(".")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     script = """
     mount --bind "$2/kept" "$2/a pod/volumes/v" && [ -e "$2/a pod/volumes/v/file" ] || exit 1
-    "$1" -c 'import sys; from sidecar.session import folder, podman; podman._unmount(folder.Folder(sys.argv[1]), [])' "$2/a pod"
+    "$1" -c 'import sys; from sidecar.session import folder as f, podman; podman._unmount(f.Folder(sys.argv[1]), [])' "$2/link/a pod"
     ! grep -q volumes /proc/self/mountinfo"""
     words = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", sys.executable, str(tmp_path)]
     assert subprocess.run(words, check=False).returncode == 0
+
+
+# --- a podman that fails, or does not answer ---------------------------------------------------------------------------
+
+
+def test_a_podman_that_does_not_tell_how_a_container_stands_is_not_taken_for_none(runner: PodmanRunner, wrapped: Path) -> None:
+    script = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.02; done"
+    names = [begin(runner, pod(container("one", BASE, script))) for _ in range(2)]
+    for name in names:
+        hear(runner, name, "one", "ready")
+        running(runner, name, "one")
+    wrapped.write_text("case $2 in inspect|exists) echo broken >&2; exit 125;; esac")
+    try:
+        os.kill(supervisor_of(runner, names[0]), signal.SIGTERM)
+        status = runner.wait(names[0], HANG)
+        assert (status.phase, of(status, "one").exit) == ("Succeeded", 0)
+        os.kill(supervisor_of(runner, names[1]), signal.SIGKILL)
+        found = of(runner.wait(names[1], HANG), "one")
+        assert (found.state, found.exit) == ("running", None)
+        assert "is not known: podman inspect: broken" in found.reason
+    finally:
+        wrapped.unlink()
+
+
+def test_a_podman_that_does_not_answer_keeps_a_supervisor_from_nothing(
+    runner: PodmanRunner, wrapped: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "v").mkdir()
+    volumes = [{"name": "v", "hostPath": {"path": str(tmp_path / "v")}}]
+    script = "trap '' TERM; echo ready; until [ -e /v/go ]; do sleep 0.02; done; exit 5"
+    one = container("one", BASE, POLITE)
+    name = begin(runner, pod(one, container("two", BASE, script, volumeMounts=[mount("v", "/v")]), volumes=volumes))
+    for each in ("one", "two"):
+        hear(runner, name, each, "ready")
+    wrapped.write_text(f'[ "$1" != kill ] || exec sleep {LONG}')
+    try:
+        os.kill(supervisor_of(runner, name), signal.SIGTERM)
+        until(lambda: bool(processes_that_say(f"sleep\0{LONG}")), "podman is asked")
+        (tmp_path / "v" / "go").touch()
+        until(lambda: of(runner.status(name), "two").exit == 5, "the other's end is told meanwhile")
+        assert of(runner.status(name), "one").state == "running"
+    finally:
+        wrapped.unlink()
+    assert of(runner.wait(name, HANG), "one").exit == 3
+
+
+def test_a_podman_that_takes_too_long_is_ended_with_all_that_it_began() -> None:
+    token = f"token-{uuid.uuid4()}"
+    with pytest.raises(Unreachable, match="has not answered within"):
+        _run(["sh", "-c", f"sleep {LONG} & : {token}; wait"], b"", 0.5)
+    assert not processes_that_say(token)
+
+
+def test_a_podman_ends_with_whoever_begins_a_pod_and_what_it_left_is_removed_by_stop(
+    runner: PodmanRunner, wrapped: Path, tmp_path: Path, machine: Machine
+) -> None:
+    manifest = pod(container("one", BASE, "true"))
+    here, go = tmp_path / "here", tmp_path / "go"
+    for path in (here, go):
+        os.mkfifo(path)
+    wrapped.write_text(f'[ "$1 $2" != "kube play" ] || {{ echo $$ > {here}; read -r _ < {go}; }}')
+    began = f"""
+import json, sys
+from sidecar.session.podman import PodmanRunner
+PodmanRunner({runner.folder!r}, {runner.podman!r}, network="none").start(json.loads(sys.argv[1]))
+"""
+    with subprocess.Popen([sys.executable, "-c", began, json.dumps(manifest)]) as starter:
+        podman = int(here.read_text())
+        opened = os.pidfd_open(podman)
+        starter.kill()
+        starter.wait(HANG)
+    ended = bool(select.select([opened], [], [], HANG)[0])
+    if not ended:
+        signal.pidfd_send_signal(opened, signal.SIGKILL)
+    os.close(opened)
+    assert ended
+    name = manifest["metadata"]["name"]
+    (status,) = runner.list()
+    assert (status.name, status.phase, "what began it died" in status.reason) == (name, "Failed", True)
+    wrapped.unlink()
+    runner.stop(name)
+    assert (left(machine), runner.list()) == ([], [])
 
 
 # --- names, and what is there already ----------------------------------------------------------------------------------
@@ -315,8 +410,9 @@ def test_an_empty_volume_is_everybodys_and_its_groups(runner: PodmanRunner) -> N
     assert said(runner, name, "one").split() == [f"/etc/dpkg/{each}" if each != "g" else "10003" for each in "xgygzg"]
 
 
-def test_what_begins_as_root_is_refused_where_it_must_not(runner: PodmanRunner, machine: Machine) -> None:
-    of_root = machine.build(f"root-{uuid.uuid4()}", {}, "--user", "0:0", base=BASE)
+@pytest.mark.parametrize("user", ["0:0", "00:0", "+0", "bin", ""])
+def test_who_may_be_root_is_refused_where_that_must_not_be(runner: PodmanRunner, machine: Machine, user: str) -> None:
+    of_root = machine.build(f"root-{uuid.uuid4()}", {}, "--user", user, base=BASE)
     with pytest.raises(ParametersError, match="container two: runAsNonRoot"):
         runner.start(
             pod(container("one", BASE, "true"), container("two", of_root, "true"), securityContext={"runAsNonRoot": True})
@@ -324,15 +420,18 @@ def test_what_begins_as_root_is_refused_where_it_must_not(runner: PodmanRunner, 
     assert (left(machine), runner.list()) == ([], [])
 
 
-def test_its_secrets_stand_on_no_command_line_and_in_nobodys_reach(runner: PodmanRunner, machine: Machine) -> None:
+def test_its_secrets_stand_on_no_command_line_and_in_nobodys_reach(runner: PodmanRunner, wrapped: Path) -> None:
     secret = f"secret-{uuid.uuid4()}"
+    wrapped.write_text(f"""printf '%s\\n' "$@" >> {wrapped}.said""")
     name = begin(runner, pod(container("one", BASE, POLITE, env=[{"name": "SECRET", "value": secret}])))
     hear(runner, name, "one", "ready")
-    for each in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):
-            assert secret.encode() not in Path("/proc", each, "cmdline").read_bytes()
+    assert processes_that_say(secret) == []
     assert Path(runner.folder).stat().st_mode & 0o077 == 0
     assert Path(runner.folder, name).stat().st_mode & 0o077 == 0
+    runner.stop(name)
+    words = Path(f"{wrapped}.said").read_text()
+    assert {"play", "start", "kill", "rm"} <= set(words.split())
+    assert secret not in words
 
 
 def test_a_link_in_a_volume_leads_no_part_of_it_out(runner: PodmanRunner, tmp_path: Path) -> None:
