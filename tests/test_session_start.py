@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubernetes_api import Api
+from kubernetes_api import Api, Late, Refusal
 from processes import BIN, until
 
 from sidecar.session.local import LocalRunner
@@ -168,6 +169,84 @@ def test_a_session_in_a_cluster_can_be_listed_looked_at_followed_and_stopped(mac
     assert (again.returncode, "session-6f1c" in again.stderr) == (78, True)
     assert tell_cluster(machine, "stop", "session-6f1c", "--grace", "1").returncode == 0
     assert tell_cluster(machine, "show", "session-6f1c").returncode == 66
+
+
+class Waiting:
+    """`sidecar session start --wait` in a cluster, of a pod that runs until it is told to end."""
+
+    def __init__(self, machine: Machine) -> None:
+        words = ["--runner", "kubernetes", "--context", "here", "--image", "host", "--id", "6f1c", "--grace", "1s", "--wait"]
+        self.go = machine.top / "go"
+        script = f"echo ready; until [ -e {self.go} ]; do sleep 0.02; done; exit 7"
+        self.process = subprocess.Popen(
+            [BIN / "sidecar", "session", "start", *words, "--", "sh", "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def is_ready(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_is_ended_while_a_session_is_waited_for_takes_it_along(machine: Machine, cluster: Api, number: int) -> None:
+    with Waiting(machine) as waiting:
+        waiting.is_ready()
+        waiting.process.send_signal(number)
+        assert waiting.process.wait(60) == 128 + number
+    assert cluster.pods == {}
+
+
+def test_a_session_whose_log_cannot_be_read_goes_on_and_its_end_is_the_commands(machine: Machine, cluster: Api) -> None:
+    cluster.fail("LOG", Refusal(403, "Forbidden", "cannot get pods/log"))
+    with Waiting(machine) as waiting:
+        cluster.await_request("WATCH", 2)  # for the log, and for its end
+        assert not cluster.asked("DELETE")
+        waiting.go.touch()
+        out, err = waiting.process.communicate(timeout=60)
+    assert (waiting.process.returncode, out) == (7, "")
+    assert "warning: what the application writes cannot be told" in err
+    assert "pods/log" in err
+    assert cluster.pods == {}
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["interrupted", "waiting on"])
+def test_a_pod_that_took_the_name_is_neither_followed_nor_removed(machine: Machine, cluster: Api, ended: bool) -> None:
+    with Waiting(machine) as waiting:
+        waiting.is_ready()
+        was = cluster.asked("POST")[0].body
+        if ended:
+            waiting.process.send_signal(signal.SIGSTOP)
+        cluster.remove("session-6f1c")
+        with cluster._changed:
+            cluster.create(was)
+        uid = cluster.pods["session-6f1c"]["metadata"]["uid"]
+        if ended:
+            waiting.process.send_signal(signal.SIGINT)
+            waiting.process.send_signal(signal.SIGCONT)
+        out, _ = waiting.process.communicate(timeout=60)
+    assert (waiting.process.returncode, out) == (130 if ended else 66, "")
+    assert cluster.pods["session-6f1c"]["metadata"]["uid"] == uid
+    assert not cluster.asked("DELETE")
+
+
+def test_a_session_that_is_interrupted_while_it_is_begun_is_named(machine: Machine, cluster: Api) -> None:
+    cluster.fail("POST", Late(2))
+    with Waiting(machine) as waiting:
+        cluster.await_request("POST")
+        waiting.process.send_signal(signal.SIGINT)
+        _, err = waiting.process.communicate(timeout=60)
+    assert waiting.process.returncode == 130
+    assert "whether pod session-6f1c was begun is not known" in err
 
 
 @pytest.mark.parametrize(
