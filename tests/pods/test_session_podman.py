@@ -215,6 +215,7 @@ def test_what_is_stopped_leaves_nothing_not_even_what_other_users_made_and_close
     name = begin(runner, pod(container("one", BASE, script, volumeMounts=mounts), volumes=volumes))
     hear(runner, name, "one", "ready")
     assert len(left(machine)) == 4  # its container, the one that holds the pod, the network's, and the pod
+    assert machine.podman("pod", "ps", "--quiet", "--filter=label=app.kubernetes.io/instance=of-the-tests").stdout
     runner.stop(name, 0)
     assert left(machine) == []
     assert os.listdir(runner.folder) == []
@@ -255,12 +256,12 @@ def test_who_uses_more_memory_than_it_may_is_ended(runner: PodmanRunner) -> None
 def test_what_a_container_left_mounted_in_a_volume_is_not_removed_with_it(tmp_path: Path) -> None:
     folder = tmp_path / "a pod"
     (folder / "volumes" / "v").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(".")
+    (tmp_path / "to").symlink_to(".")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     script = """
     mount --bind "$2/kept" "$2/a pod/volumes/v" && [ -e "$2/a pod/volumes/v/file" ] || exit 1
-    "$1" -c 'import sys; from sidecar.session import folder as f, podman; podman._unmount(f.Folder(sys.argv[1]), [])' "$2/link/a pod"
+    "$1" -c 'import sys; from sidecar.session import folder, podman as p; p._unmount(folder.Folder(sys.argv[1]), [])' "$2/to/a pod"
     ! grep -q volumes /proc/self/mountinfo"""
     words = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", sys.executable, str(tmp_path)]
     assert subprocess.run(words, check=False).returncode == 0
