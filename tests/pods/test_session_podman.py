@@ -261,9 +261,10 @@ def test_what_a_container_left_mounted_in_a_volume_is_not_removed_with_it(tmp_pa
     (tmp_path / "kept" / "file").touch()
     script = """
     mount --bind "$2/kept" "$2/a pod/volumes/v" && [ -e "$2/a pod/volumes/v/file" ] || exit 1
-    "$1" -c 'import sys; from sidecar.session import folder, podman as p; p._unmount(folder.Folder(sys.argv[1]), [])' "$2/to/a pod"
+    "$1" -c 'import sys; from sidecar.session import folder, podman as p; p._unmount(folder.Folder(sys.argv[1]), [])' "$3"
     ! grep -q volumes /proc/self/mountinfo"""
-    words = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", sys.executable, str(tmp_path)]
+    given = [sys.executable, str(tmp_path), str(tmp_path / "to" / "a pod")]
+    words = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", *given]
     assert subprocess.run(words, check=False).returncode == 0
 
 
