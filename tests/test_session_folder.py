@@ -9,19 +9,19 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import HANG, processes_that_say, until
+from processes import HANG, LONG, processes_that_say, until
 from session_contract import DEAF, POLITE, container, hear, mount, pod
 
 from sidecar.cli.runners import to_start
 from sidecar.errors import ConfigurationError, Corrupt, DeadlinePassed, ParametersError, SourceMissing, Unreachable
-from sidecar.process import Child, Identity, own_identity
+from sidecar.process import Child, Identity, identity
 from sidecar.session import folder as folders
 from sidecar.session import led, sandboxed
 from sidecar.session.folder import Folder, on_its_way, write_supervisor
@@ -173,15 +173,19 @@ def test_who_is_interrupted_while_a_pod_is_begun_leaves_nothing_of_it(
 def test_who_leads_a_pod_in_another_pid_namespace_is_told_and_no_process_of_its_number_is_touched(runner: LocalRunner) -> None:
     folder = put(runner, pod(container("one", "host", "true")))
     lease = folder.take_lease()
-    here = own_identity()
-    assert here is not None
-    # Of the number there is a process here, too: this one.
-    write_supervisor(lease, Identity(here.pid, here.ticks, here.boot, here.namespace + 1))
-    asks: tuple[Callable[[], Any], ...] = (lambda: runner.stop(folder.name), lambda: runner.wait(folder.name))
-    for ask in asks:
-        with pytest.raises(Unreachable, match=f"another PID namespace .{here.namespace + 1}"):
-            ask()
-    os.close(lease)
+    with subprocess.Popen(["sleep", LONG]) as other:
+        here = identity(other.pid)
+        assert here is not None
+        write_supervisor(lease, Identity(here.pid, here.ticks, here.boot, here.namespace + 1))
+        try:
+            with pytest.raises(Unreachable, match=f"another PID namespace .{here.namespace + 1}"):
+                runner.stop(folder.name, 0)
+            with pytest.raises(Unreachable, match="another PID namespace"):
+                runner.wait(folder.name, 0)
+            assert other.poll() is None
+        finally:
+            other.kill()
+            os.close(lease)
 
 
 def test_a_pod_that_is_still_being_begun_is_not_stopped_before_its_time_is_over(
@@ -339,7 +343,7 @@ def test_a_program_that_is_called_as_the_one_that_makes_its_room_is_asked_to_end
 def test_a_command_that_is_the_very_program_that_makes_rooms_is_asked_a_little_later(
     runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with subprocess.Popen(["sleep", "300"]) as begun:
+    with subprocess.Popen(["sleep", LONG]) as begun:
         sleep = shutil.which("sleep") or ""
         until(lambda: os.path.samefile(f"/proc/{begun.pid}/exe", sleep), "it was begun")
         processes = sandboxed.Processes(Child(begun.pid), os.open(os.devnull, os.O_RDONLY), "", 0, sleep)
