@@ -340,20 +340,26 @@ def test_a_program_that_is_called_as_the_one_that_makes_its_room_is_asked_to_end
     assert runner.stop(name).containers[0].exit == 3
 
 
-def test_a_command_that_is_the_very_program_that_makes_rooms_is_asked_a_little_later(
-    runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("very", [False, True], ids=["called so", "the very program"])
+def test_who_makes_rooms_is_told_by_its_file_and_not_asked_for_a_little_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, very: bool
 ) -> None:
-    with subprocess.Popen(["sleep", LONG]) as begun:
-        sleep = shutil.which("sleep") or ""
-        until(lambda: os.path.samefile(f"/proc/{begun.pid}/exe", sleep), "it was begun")
-        processes = sandboxed.Processes(Child(begun.pid), os.open(os.devnull, os.O_RDONLY), "", 0, sleep)
+    for name in ("bwrap", "other"):
+        shutil.copy("/bin/sleep", tmp_path / name)
+    with subprocess.Popen([tmp_path / "bwrap", LONG]) as begun:
+        until(lambda: os.path.samefile(f"/proc/{begun.pid}/exe", tmp_path / "bwrap"), "it was begun")
+        bwrap = str(tmp_path / ("bwrap" if very else "other"))
+        processes = sandboxed.Processes(Child(begun.pid), os.open(os.devnull, os.O_RDONLY), "", 0, bwrap)
         processes.pid, processes.command = begun.pid, os.pidfd_open(begun.pid)
-        assert not processes.ask()
-        monkeypatch.setattr(sandboxed, "_PATIENCE", 0)
-        assert processes.ask()
-        assert begun.wait(HANG) == -signal.SIGTERM
-        os.close(processes.command)
-        os.close(processes.said)
+        try:
+            assert processes.ask() is not very
+            monkeypatch.setattr(sandboxed, "_PATIENCE", 0)
+            assert processes.ask()
+            assert begun.wait(HANG) == -signal.SIGTERM
+        finally:
+            begun.kill()
+            os.close(processes.command)
+            os.close(processes.said)
 
 
 def test_a_directory_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:
