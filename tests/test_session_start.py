@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kubernetes_api import Api, Late, Refusal
 from processes import BIN, until
+from session_contract import POLITE
 
 from sidecar.session.local import LocalRunner
 
@@ -172,12 +173,10 @@ def test_a_session_in_a_cluster_can_be_listed_looked_at_followed_and_stopped(mac
 
 
 class Waiting:
-    """`sidecar session start --wait` in a cluster, of a pod that runs until it is told to end."""
+    """`sidecar session start --wait` in a cluster, of a pod that runs a script: until it is asked to end, unless another."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, script: str = POLITE) -> None:
         words = ["--runner", "kubernetes", "--context", "here", "--image", "host", "--id", "6f1c", "--grace", "1s", "--wait"]
-        self.go = machine.top / "go"
-        script = f"echo ready; until [ -e {self.go} ]; do sleep 0.02; done; exit 7"
         self.process = subprocess.Popen(
             [BIN / "sidecar", "session", "start", *words, "--", "sh", "-c", script],
             stdout=subprocess.PIPE,
@@ -208,13 +207,10 @@ def test_who_is_ended_while_a_session_is_waited_for_takes_it_along(machine: Mach
 
 def test_a_session_whose_log_cannot_be_read_goes_on_and_its_end_is_the_commands(machine: Machine, cluster: Api) -> None:
     cluster.fail("LOG", Refusal(403, "Forbidden", "cannot get pods/log"))
-    with Waiting(machine) as waiting:
-        assert waiting.process.stderr is not None
-        warned = waiting.process.stderr.readline()
-        assert "warning: what the application writes cannot be told" in warned
-        assert "pods/log" in warned
-        waiting.go.touch()
-        out, _ = waiting.process.communicate(timeout=60)
+    with Waiting(machine, "sleep 1; exit 7") as waiting:
+        out, warned = waiting.process.communicate(timeout=60)
+    assert "warning: what the application writes cannot be told" in warned
+    assert "pods/log" in warned
     assert (waiting.process.returncode, out) == (7, "")
     assert cluster.pods == {}
 
