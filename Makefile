@@ -105,7 +105,7 @@ $(WHEELS)/.others: pyproject.toml constraints.txt | $(VENV)/.core
 	@rm -rf $(WHEELS) && mkdir -p $(WHEELS)
 	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir $(WHEELS) .
 	$(BIN)/python -m pip --disable-pip-version-check --quiet download --dest $(WHEELS) --only-binary :all: \
-		--python-version $(IMAGE_PYTHON) --constraint constraints.txt --find-links $(WHEELS) 'sidecar-toolkit[gcs,s3,postgres]'
+		--python-version $(IMAGE_PYTHON) --constraint constraints.txt --find-links $(WHEELS) 'sidecar-toolkit[gcs,s3,postgres,server]'
 	@touch $@
 
 $(WHEELS)/.made: $(WHEELS)/.others $(shell find sidecar -name '*.py' -o -name '*.md')
@@ -120,7 +120,7 @@ examples: $(VENV)/.test
 images: $(IMAGES)
 
 $(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard images/*/Containerfile) .dockerignore \
-		$(wildcard images/demo-artifacts/*/*/*)
+		$(wildcard images/demo-artifacts/*/*/*) wrappers/function_proxy $(shell find images/runtime-base images/runtimes -type f)
 	@$(MAKE) --no-print-directory debian DEBIAN='$(PODS)'
 	@images/build
 	@touch $@

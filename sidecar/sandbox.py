@@ -76,10 +76,9 @@ class Sandbox:
     """What one command sees: the entries of its root in the order in which they are put there, and who it is.
 
     Its user is the caller, under the number `user`: without privileges, and without a way to any. It has PID namespace, IPC and
-    name of its own, and the machine's network unless it is `alone`. /dev is there by itself, and so is /proc unless it is to be
-    without. The root is the layer whose path is `layer`, or else holds nothing but the entries; nothing can be written in it
-    where it is `sealed`. The command is PID 1 where it is to be `first`; otherwise signals mean to it what they mean anywhere,
-    and bwrap reaps what it leaves.
+    name of its own, and the machine's network unless it is `alone`. /proc and /dev are there by themselves. The root is the layer
+    whose path is `layer`, or else holds nothing but the entries; nothing can be written in it where it is `sealed`. The command
+    is PID 1 where it is to be `first`; otherwise signals mean to it what they mean anywhere, and bwrap reaps what it leaves.
 
     Who is alone has no terminal, no network, not even that of a loopback, cannot make namespaces of its own, and writes nothing
     in /dev but in the entries there. `filter` is a descriptor that says which calls of the kernel may be made (seccomp).
@@ -95,7 +94,6 @@ class Sandbox:
     sealed: bool = True
     first: bool = True
     alone: bool = False
-    proc: bool = True
     filter: int = -1
 
 
@@ -110,8 +108,7 @@ def options(sandbox: Sandbox) -> list[str]:
         said += ["--unshare-uts", "--hostname", sandbox.hostname[:HOSTNAME_LONGEST].rstrip("-.")]
     if sandbox.layer:
         said += ["--bind", sandbox.layer, "/"]
-    said += ["--proc", "/proc"] if sandbox.proc else []
-    said += ["--dev", "/dev"]
+    said += ["--proc", "/proc", "--dev", "/dev"]
     for entry in sandbox.entries:
         said += _entry(entry)
     for entry in sandbox.entries:

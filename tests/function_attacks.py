@@ -12,8 +12,7 @@ STUBS = {
     "node": 'const c = require("child_process");'
     'process.exitCode = c.spawnSync("perl", ["-e", ...process.argv.slice(2)], {stdio: "inherit"}).status',
     "perl": 'exec "perl", "-e", @ARGV',
-    "php": '<?php passthru("exec perl -e " . implode(" ", array_map("escapeshellarg", array_slice($argv, 1))), $code);'
-    " exit($code);",
+    "php": '<?php pcntl_exec("/usr/bin/perl", ["-e", ...array_slice($argv, 1)]);',
     "python": 'import os, sys; os.execvp("perl", ["perl", "-e", *sys.argv[1:]])',
     "ruby": 'exec("perl", "-e", *ARGV)',
 }

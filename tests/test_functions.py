@@ -1,6 +1,6 @@
 """Functions: source that was just handed over runs in real sandboxes, and what is hostile of it can do nothing but fail.
 
-Here with the interpreters of this machine; in the images of runtimes it is tests/pods/test_functions.py.
+Here with the interpreters of this machine; in the images of runtimes it is tests/pods/test_functions_images.py.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_how_a_program_was_ended_is_a_status(source: bytes, status: int, told: b
 def test_a_runtime_that_is_not_there_is_66_and_told_with_those_that_are() -> None:
     ran = tell("run", "cobol", "-")
     assert ran.returncode == 66
-    assert b"there is no runtime 'cobol'; there are: bash:5.2, perl:5.36, python:3.11" in ran.stderr
+    assert b"there is no runtime 'cobol'; there are: bash:5.2, node:18, perl:5.36, php:8.2, python:3.11, ruby:3.1" in ran.stderr
 
 
 def test_a_source_that_cannot_be_read_is_2(tmp_path: Path) -> None:
@@ -67,7 +67,8 @@ def test_a_source_that_cannot_be_read_is_2(tmp_path: Path) -> None:
 
 
 def test_runtimes_are_listed(tmp_path: Path) -> None:
-    assert tell("list").stdout.decode().split() == ["LANGUAGE", "VERSION", "bash", "5.2", "perl", "5.36", "python", "3.11"]
+    lines = [line.split() for line in tell("list").stdout.decode().splitlines()]
+    assert lines[:3] == [["LANGUAGE", "VERSION"], ["bash", "5.2"], ["node", "18"]]
     (tmp_path / "cobol-85").mkdir()
     (tmp_path / "cobol-85" / "runtime.sh").touch()
     listed = json.loads(tell("list", "--json", "--runtimes", str(tmp_path)).stdout)

@@ -33,13 +33,14 @@ def confined(limits: Limits, user: int | None, command: Sequence[str]) -> list[s
 
 @dataclass(frozen=True)
 class Machine:
-    """What workers have of a machine: `bwrap`, the `system` that they see, and whether they can have a /proc, which an engine
-    that hides parts of its own lets nobody mount. `filter` says which calls of the kernel they make."""
+    """What workers have of a machine: `bwrap`, the `system` that they see, and `filter`, which says what calls of the kernel they
+    make. In a container, the engine may keep them from a host name of their own.
+    """
 
     bwrap: str
     system: tuple[Entry, ...]
     filter: bytes
-    proc: bool = True
+    hostname: str = "function"
 
 
 def sandbox(asked: Asked, machine: Machine, script: int, source: int, calls: int) -> Sandbox:
@@ -56,10 +57,9 @@ def sandbox(asked: Asked, machine: Machine, script: int, source: int, calls: int
         "/tmp",
         _NOBODY,
         _NOBODY,
-        "function",
+        machine.hostname,
         first=False,
         alone=True,
-        proc=machine.proc,
         filter=calls,
     )
 

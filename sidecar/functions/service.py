@@ -60,7 +60,7 @@ class Service:
         self.runtimes = tuple(runtimes)
         self.most, self.limits = most, limits
         self.running = 0
-        self._machine = machine(str(shutil.which("bwrap")))
+        self._machine = machine(str(shutil.which("bwrap")), None if os.geteuid() else first_user)
         self._bucket = Bucket()
         self._first_user = first_user
         self._next_user = os.getpid() % USERS

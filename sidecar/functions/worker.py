@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from sidecar.errors import ConfigurationError
-from sidecar.functions.answer import Asked, Ran, Status
+from sidecar.functions.answer import Asked, Limits, Ran, Status
 from sidecar.functions.confinement import Machine, command, confined, links, sandbox
 from sidecar.functions.syscalls import refusals
 from sidecar.sandbox import command_line, options
@@ -38,8 +38,8 @@ _OF_ALL_FIRST = "1000"
 _WHY = 500
 
 
-def machine(bwrap: str) -> Machine:
-    """Return what workers have of this machine; ConfigurationError where it cannot confine them."""
+def machine(bwrap: str, user: int | None) -> Machine:
+    """Return what workers have of this machine; ConfigurationError where it cannot confine them, tried as `user`."""
     found = []
     for path in ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"):
         if os.path.islink(path):
@@ -52,22 +52,23 @@ def machine(bwrap: str) -> Machine:
         calls = refusals(os.uname().machine)
     except ValueError as error:
         raise ConfigurationError(f"functions cannot be confined here: {error}") from None
-    for proc in (True, False):
-        made = Machine(bwrap, links(found), calls, proc)
-        why = _try(made)
+    for hostname in ("function", ""):
+        made = Machine(bwrap, links(found), calls, hostname)
+        why = _try(made, user)
         if not why:
             return made
     raise ConfigurationError(f"functions cannot be confined here: {why}")
 
 
-def _try(machine: Machine) -> str:
+def _try(machine: Machine, user: int | None) -> str:
     """Return why no sandbox can be made of a machine, "" where one can."""
     given: list[int] = []
     try:
         script, source, calls = (_held("data", data, given) for data in (b"", b"", machine.filter))
         said = options(sandbox(Asked(b""), machine, script, source, calls))
         words = [machine.bwrap, "--args", str(_held("options", _joined(said), given)), "--", "/usr/bin/true"]
-        ran = subprocess.run(words, pass_fds=given, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        line = confined(Limits(), user, words)
+        ran = subprocess.run(line, pass_fds=given, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     finally:
         for fd in given:
             os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_logger = logging.getLogger(__name__)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -39,6 +41,9 @@ class Guard:
         async def say(message: Message) -> None:
             if message["type"] == "http.response.start":
                 took = f"{time.monotonic() - began:.6f}".encode()
+                path = scope.get("raw_path", b"").decode("latin-1")
+                # What is asked for is in the form in which it was sent, and so of one line.
+                _logger.info("%s %s %s %s %s", call, scope["method"], path, message["status"], took.decode())
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-call-id", call.encode()),

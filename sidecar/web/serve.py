@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -23,10 +24,12 @@ def serve(application: Any, host: str, port: int, token: str, begun: Callable[[s
 
     if not token and not _is_loopback(host):
         raise ConfigurationError(f"{host} can be reached by others: expected a token, or the host 127.0.0.1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = uvicorn.Config(
         application,
         host=host,
         port=port,
+        log_config=None,
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=GRACE,

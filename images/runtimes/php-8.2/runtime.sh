@@ -1,0 +1,2 @@
+#!/bin/sh
+exec php8.2 "$@"
