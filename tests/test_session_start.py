@@ -97,6 +97,34 @@ def test_a_session_that_was_started_can_be_listed_looked_at_followed_and_stopped
     assert machine.tell("list", "--json").stdout == "[]\n"
 
 
+def test_who_interrupts_once_more_does_not_wait_for_a_program_that_does_not_hear(machine: Machine) -> None:
+    words = ["start", "--folder", str(machine.folder), "--image", "host", "--id", "deaf", "--grace", "300s", "--wait"]
+    with subprocess.Popen(
+        [
+            BIN / "sidecar",
+            "session",
+            *words,
+            "--",
+            "sh",
+            "-c",
+            "trap 'echo asked' TERM; echo ready; while :; do sleep 0.02; done",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "ready\n"
+        waiting.send_signal(signal.SIGINT)
+        until(lambda: "asked" in machine.tell("logs", "session-deaf").stdout, "it is asked to end")
+        waiting.send_signal(signal.SIGINT)
+        _, told = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert "pod session-deaf is killed" in told
+    assert machine.tell("list").stdout == ""
+
+
 def test_a_session_that_is_there_is_left_alone_by_another_of_its_id(machine: Machine) -> None:
     assert machine.start("waits", "--id", "6f1c").returncode == 0
     again = machine.start("waits", "--id", "6f1c")

@@ -216,8 +216,7 @@ def _attend(runner: Runner, name: str) -> int:
         status = runner.wait(name)
     # A reader that is gone ends a command as a signal does.
     except (KeyboardInterrupt, Interrupted, BrokenPipeError):
-        with suppress(SourceMissing):
-            runner.stop(name)
+        _stop(runner, name)
         raise
     except SourceMissing:
         raise
@@ -230,6 +229,16 @@ def _attend(runner: Runner, name: str) -> int:
         complain("sidecar", status.reason)
     ended = [each.exit for each in status.containers if each.name == APPLICATION]
     return next((each for each in ended if each is not None), UNAVAILABLE)
+
+
+def _stop(runner: Runner, name: str) -> None:
+    """End a session whose waiting was interrupted; who interrupts that as well is not made to wait for its grace."""
+    with suppress(SourceMissing):
+        try:
+            runner.stop(name)
+        except KeyboardInterrupt:
+            complain("sidecar", f"pod {name} is killed")
+            runner.stop(name, 0)
 
 
 @contextmanager
