@@ -222,6 +222,7 @@ class Pod:
         self.volumes: dict[str, Path] = {}
         self.problem = ""
         self._named: list[str] = []
+        self._shared: list[str] = []
         self._make_volumes(claims, volumes)
         self._make_termination_logs()
         self._expand_variables()
@@ -253,6 +254,7 @@ class Pod:
                     path.chmod(0o777)
             else:
                 # Those of a ConfigMap are podman's; their names are shared by all pods there.
+                self._shared += [each["name"] for key, each in volume.items() if key == "configMap"]
                 volume["name"] = f"{self.name}-{name}"
                 self._named.append(volume["name"])
                 self._rename_mounts(name, volume["name"])
@@ -379,6 +381,9 @@ class Pod:
         self.machine.podman("pod", "rm", "--force", "--time=0", "--ignore", self.name)
         if self._named:
             self.machine.podman("volume", "rm", "--force", *self._named, check=False)
+        for each in self._shared:
+            # podman keeps what a ConfigMap says by the ConfigMap's name: another pod may be using it.
+            self.machine.podman("volume", "rm", each, check=False)
         # What a battery that was killed has left mounted, and what is in memory; the deepest first.
         below = [str(path) for path in (self.folder, *self.volumes.values())]
         mounts = [line.split()[1] for line in Path(f"/proc/{self.machine.pid}/mounts").read_text().splitlines()]
