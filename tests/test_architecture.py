@@ -88,6 +88,8 @@ PURE = (
     "functions/confinement.py",
     "functions/hedge.py",
     "functions/syscalls.py",
+    "web/description.py",
+    "web/page.py",
     "errors.py",
     "exits.py",
     "figures.py",

@@ -6,6 +6,7 @@ Here with the interpreters of this machine; in the images of runtimes it is test
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -236,6 +237,19 @@ def test_who_is_told_to_stop_waiting_leaves_nothing(service: Service) -> None:
         assert processes_that_say(token) == []
 
     asyncio.run(give_up())
+
+
+def test_a_worker_that_cannot_be_watched_is_ended_and_has_failed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = f"unwatched-{os.getpid()}-{os.urandom(4).hex()}"
+
+    def none_left(pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    with pytest.raises(NobodyAnswered) as told:
+        asyncio.run(service.call("bash", asked("sleep 600", arguments=(token,))))
+    assert {each.reason for each in told.value.workers} == {"could not be begun: Too many open files"}
+    assert processes_that_say(token) == []
 
 
 def test_workers_are_ended_at_whatever_moment_of_their_beginning(service: Service) -> None:

@@ -201,7 +201,9 @@ def test_what_another_page_has_a_browser_ask_is_refused(client: httpx.Client) ->
     plain = {"Content-Type": "text/plain"}
     assert client.post(url, content=b"", headers={**plain, "Origin": "http://evil.example"}).status_code == 403
     assert client.post(url, content=b"", headers={**plain, "Origin": "null"}).status_code == 403
-    assert client.post(url, content=b"", headers={**plain, "Host": "evil.example"}).status_code == 403
+    assert client.post(url, content=b"", headers={**plain, "Origin": "http://[evil"}).status_code == 403
+    for host in ("evil.example", "[", "[::1", "localhost.evil.example", ""):
+        assert client.post(url, content=b"", headers={**plain, "Host": host}).status_code == 403
     assert client.post(url, content=b"true", headers={**plain, "Origin": str(client.base_url).rstrip("/")}).status_code == 200
 
 
@@ -259,6 +261,15 @@ def test_a_call_whose_client_has_gone_is_ended(server: Callable[..., Server]) ->
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: len(processes_that_say(token)) >= 2, "both workers run")
     until(lambda: processes_that_say(token) == [], "they are ended")
+    # That is nobody's fault, and no error of the server's.
+    with begun.client() as client:
+        until(lambda: 'sidecar_function_refused_total{code="499"} 1.0' in client.get("/metrics").text, "it is counted")
+    begun.process.send_signal(signal.SIGTERM)
+    assert begun.process.stderr is not None
+    told = begun.process.stderr.read()
+    assert b"499" in told
+    assert b"Traceback" not in told
+    assert begun.process.wait(HANG) == 0
 
 
 def test_when_as_many_calls_run_as_may_another_one_is_429(server: Callable[..., Server]) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from sidecar.errors import ConfigurationError, ParametersError, SidecarError
+from sidecar.errors import DEADLINE, UNAVAILABLE, ConfigurationError, ParametersError, SidecarError
 from sidecar.functions.answer import MOST, MOST_WORKERS, Answer, Asked, Limits, Ran, faults
 from sidecar.functions.hedge import Bucket, Hedge
 from sidecar.functions.runtimes import Runtime, choose
@@ -30,7 +30,7 @@ _PROGRAMS = {"bwrap": "bubblewrap", "setpriv": "util-linux", "prlimit": "util-li
 class Full(SidecarError):
     """As many calls as may run at a time do; another one may be tried in `seconds`."""
 
-    status = 75
+    status = DEADLINE
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -40,7 +40,7 @@ class Full(SidecarError):
 class NobodyAnswered(SidecarError):
     """All workers of a call failed, none of which is the program's doing; `workers` says how each did."""
 
-    status = 69
+    status = UNAVAILABLE
 
     def __init__(self, workers: Sequence[Ran]) -> None:
         self.workers = tuple(workers)

@@ -152,6 +152,12 @@ class Worker:
                 env={"PATH": os.defpath},
                 start_new_session=True,
             )
+            try:
+                self._ending = os.pidfd_open(self._child.pid)
+            except OSError:
+                self._child.kill()
+                self._child.wait()
+                raise
         except BaseException:
             for fd in kept:
                 os.close(fd)
@@ -164,7 +170,6 @@ class Worker:
         self._watch(kept[0], self._hear, self._streams[0])
         self._watch(kept[1], self._hear, self._streams[1])
         self._watch(kept[2], self._listen)
-        self._ending = os.pidfd_open(self._child.pid)
         self._watch(self._ending, self._close)
 
     def _watch(self, fd: int, do: Callable[..., None], *more: object) -> None:

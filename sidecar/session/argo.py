@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from sidecar.errors import Fault, ParametersError
+from sidecar.parameters.settings import raise_any
 from sidecar.session.compose import Manifest, Session
 
 # Of a pod's specification, what a template has a field for; and what it has none for.
@@ -107,7 +108,7 @@ def hera_template(
 def _set(name: str, inits: list[Manifest], application: Manifest, batteries: list[Manifest]) -> list[Manifest]:
     """Return the containers of a set: what were initContainers one after another, the application behind them."""
     native = [each["name"] for each in inits if "restartPolicy" in each]
-    _raise([Fault(name, "containerSet", f"{each} is a native sidecar, which a set does not know") for each in native])
+    raise_any([Fault(name, "containerSet", f"{each} is a native sidecar, which a set does not know") for each in native])
     found = [{**each, "resources": _OF_A_SET} for each in inits] + [{**application, "name": _MAIN}]
     for before, each in pairwise(found):
         each["dependencies"] = [before["name"]]
@@ -135,7 +136,7 @@ def _with_parameters(spec: Manifest, name: str, inputs: Mapping[str, str]) -> Ma
     faults = [Fault(name, f"inputs.{each}", f"{inputs[each]!r}, whose place it takes, stands nowhere") for each in lost]
     # Of three braces Argo takes the first two.
     faults += [Fault(name, place, "holds '{' in front of a parameter") for place, text in there if "{{{" in text]
-    _raise(faults)
+    raise_any(faults)
     return made
 
 
@@ -155,12 +156,7 @@ def _check(session: Session, name: str, inputs: Mapping[str, str], outputs: Mapp
     for each, path in outputs.items():
         if not _PARAMETER.fullmatch(each) or not path.startswith("/") or "{{" in path:
             faults.append(Fault(name, f"outputs.{each}", f"expected a name and the path of a file, not {path!r}"))
-    _raise(faults)
-
-
-def _raise(faults: list[Fault]) -> None:
-    if faults:
-        raise ParametersError(faults)
+    raise_any(faults)
 
 
 def _texts(thing: object, place: str) -> Iterator[tuple[str, str]]:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sidecar.functions.answer import MOST_WORKERS, WORDS, Asked, Limits
-from sidecar.functions.runtimes import Runtime
 
 DEFAULTS = Asked(b"")
 _STATUSES = ["ok", "error", "timeout", "output-limit", "file-limit", "signalled", "worker-failed", "lost"]
 
 
-def description(runtimes: Sequence[Runtime], most: Limits, body: int) -> dict[str, Any]:
-    """Return the description of a service that has these runtimes."""
-    names = list(dict.fromkeys([*(each.language for each in runtimes), *(each.name for each in runtimes)]))
+def description(names: Sequence[str], most: Limits, body: int) -> dict[str, Any]:
+    """Return the description of a service whose functions have these names; calls may take `most`, and be of `body` bytes."""
     function = {
         "name": "function",
         "in": "path",

@@ -31,6 +31,7 @@ from sidecar.web.measures import Measures
 from sidecar.web.page import PAGE
 
 _TEXT = ("text/plain", "application/octet-stream", "")
+_GONE = 499
 _FIELDS = ("source", "args", "stdin", "context", "timeout", "workers", "delay")
 
 
@@ -41,9 +42,11 @@ def application(service: Service, token: str = "", body: int = MIB) -> Starlette
     """
     measures = Measures()
     web = _Functions(service, body, measures)
+    names = [*(each.language for each in service.runtimes), *(each.name for each in service.runtimes)]
+    described = description(list(dict.fromkeys(names)), service.limits, body)
     routes = [
         Route("/", _page),
-        Route("/openapi.json", lambda _: JSONResponse(description(service.runtimes, service.limits, body))),
+        Route("/openapi.json", lambda _: JSONResponse(described)),
         Route("/healthz", lambda _: Response(status_code=204)),
         Route("/readyz", web.ready),
         Route("/metrics", lambda _: Response(measures.text(), media_type=measures.media_type)),
@@ -75,6 +78,7 @@ class _Functions:
 
     async def invoke(self, request: Request) -> Response:
         began = time.monotonic()
+        response: Response
         try:
             asked = self._read(request, await body_of(request, self.body))
             answer = await self._call(request, asked)
@@ -95,6 +99,9 @@ class _Functions:
             workers = [{"worker": each.worker, "status": each.status, "reason": each.reason} for each in nobody.workers]
             response = _errors(503, [Fault("call", "", "no worker could run it")], workers=workers)
             response.headers["Retry-After"] = "1"
+        except ClientDisconnect:
+            # Nobody reads it; so proxies note it in their logs.
+            response = Response(status_code=_GONE)
         else:
             response = JSONResponse(answer.as_json())
             self.measures.answered(answer, time.monotonic() - began)

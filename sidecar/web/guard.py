@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -83,9 +83,17 @@ def _of_another_page(scope: Scope) -> str:
     """Return the header that says that a browser asks for somebody else's page; "" where none does."""
     said = {name: value.decode("latin-1") for name, value in scope["headers"]}
     host, origin = said.get(b"host", ""), said.get(b"origin")
-    if urlsplit(f"//{host}").hostname not in _LOOPBACK:
+    if _parts(f"//{host}").hostname not in _LOOPBACK:
         return "Host"
-    return "Origin" if origin is not None and urlsplit(origin).netloc != host else ""
+    return "Origin" if origin is not None and _parts(origin).netloc != host else ""
+
+
+def _parts(address: str) -> SplitResult:
+    """Return the parts of an address; none of what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 async def _refuse(send: Send, status: int, field: str, message: str) -> None:
