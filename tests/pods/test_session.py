@@ -8,54 +8,20 @@ from pathlib import Path
 
 import pytest
 from containers import Machine, image
+from session_artifacts import HARD, artifacts, build_images
 
 from sidecar.batteries.companion import Around, fuse
 from sidecar.parameters.dictionary import decode
-from sidecar.session.artifact import Artifact, Port
+from sidecar.session.artifact import Artifact
 from sidecar.session.compose import COORDINATION, Options, Session, compose
 from sidecar.store import open_store
 
 OPTIONS = Options(wrapper=image("wrapper"))
-# Of the last artifact: tells all that it was given, and what the others brought.
-PROGRAM = r"""#!/bin/bash
-printf '%s\0' "$PWD" "$SERVER_CONFIG" "$(cat /opt/viewer/app/text)" "$(cat /opt/gdb/bin/tool)" "$@"
-"""
-HARD = ["a b", "it's", '"q"', "$(x)", "$HOME", "$(SERVER_CONFIG)", "`id`", "two\nlines", ";", "é ☃", "", "*", "\\", "!", "$$"]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artifacts")
-    (folder / "text").write_text("of the viewer\n")
-    (folder / "tool").write_text("of the debugger\n")
-    (folder / "program").write_text(PROGRAM)
-    (folder / "program").chmod(0o755)
-    return folder
 
 
 @pytest.fixture
-def images(machine: Machine, files: Path) -> dict[str, str]:
-    """The names of three images, each from scratch."""
-    made = {
-        "viewer": {"app/text": files / "text"},
-        "gdb": {"usr/bin/tool": files / "tool"},
-        "program": {"bin/program": files / "program", "share/data": files / "text"},
-    }
-    return {name: machine.build(f"{name}-{files.name}", held) for name, held in made.items()}
-
-
-def artifacts(images: dict[str, str], arguments: list[str]) -> list[Artifact]:
-    return [
-        Artifact(images["viewer"], "/opt/viewer", directory="app", server_config={"title": "it's a; demo"}, logs=("viewer",)),
-        Artifact(images["gdb"], "/opt/gdb", path="usr", ports=(Port(2345),)),
-        Artifact(
-            images["program"],
-            directory="share",
-            executable="bin/program",
-            arguments=tuple(arguments),
-            server_config={"hdr": True},
-        ),
-    ]
+def images(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return build_images(machine, tmp_path_factory.mktemp("artifacts"))
 
 
 def mounts_of(session: Session) -> list[str]:

@@ -22,12 +22,12 @@ from containers import Machine, image
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from processes import HANG, LONG, processes_that_say, until
+from session_artifacts import HARD, artifacts, build_images
 from session_contract import DEAF, POLITE, Contract, container, hear, mount, of, pod, running, said
 
 from sidecar.batteries.companion import Around, fuse
 from sidecar.errors import ConfigurationError, ParametersError, SourceMissing, Unreachable
 from sidecar.parameters.dictionary import decode
-from sidecar.session.artifact import Artifact, Port
 from sidecar.session.compose import COORDINATION, Options, compose
 from sidecar.session.folder import Folder
 from sidecar.session.pod import Terms, expand, read_pod
@@ -96,43 +96,13 @@ def children_of(pid: int) -> list[int]:
 
 # --- three artifacts, and a battery ------------------------------------------------------------------------------------
 
-# Of the last artifact: tells all that it was given, and what the others brought.
-PROGRAM = r"""#!/bin/bash
-printf '%s\0' "$PWD" "$SERVER_CONFIG" "$(cat /opt/viewer/app/text)" "$(cat /opt/gdb/bin/tool)" "$@"
-"""
-HARD = ["a b", "it's", '"q"', "$(x)", "$HOME", "$(SERVER_CONFIG)", "`id`", "two\nlines", ";", "é ☃", "", "*", "\\", "!", "$$"]
 # What YAML, or one of its parsers, has an opinion of.
 HARDER = ["😀", "\x7f\x80\x85", "\u2028", "\ufeff", "\uffff", "\x01\t\r", "# no", "- no", "{", "~", "yes", "1e3", " ", "\n\n "]
 
 
 @pytest.fixture
 def images(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The names of three images, each from scratch: it holds its files and nothing else."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    (folder / "text").write_text("of the viewer\n")
-    (folder / "tool").write_text("of the debugger\n")
-    (folder / "program").write_text(PROGRAM)
-    (folder / "program").chmod(0o755)
-    held = {
-        "viewer": {"app/text": folder / "text"},
-        "gdb": {"usr/bin/tool": folder / "tool"},
-        "program": {"bin/program": folder / "program", "share/data": folder / "text"},
-    }
-    return {name: machine.build(f"{name}-{folder.name}", files) for name, files in held.items()}
-
-
-def artifacts(images: dict[str, str], arguments: list[str]) -> list[Artifact]:
-    return [
-        Artifact(images["viewer"], "/opt/viewer", directory="app", server_config={"title": "it's a; demo"}, logs=("viewer",)),
-        Artifact(images["gdb"], "/opt/gdb", path="usr", ports=(Port(2345),)),
-        Artifact(
-            images["program"],
-            directory="share",
-            executable="bin/program",
-            arguments=tuple(each.replace("%", "%%") for each in arguments),
-            server_config={"hdr": True},
-        ),
-    ]
+    return build_images(machine, tmp_path_factory.mktemp("artifacts"))
 
 
 @settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
