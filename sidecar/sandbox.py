@@ -126,9 +126,13 @@ def options(sandbox: Sandbox) -> list[str]:
     return said
 
 
-def command_line(program: str, options: int, status: int, command: Sequence[str]) -> list[str]:
-    """Return bwrap's command line: options are read from one descriptor, and how the command does is written to the other."""
-    return [program, "--args", str(options), "--json-status-fd", str(status), "--", *command]
+def command_line(program: str, options: int, status: int, command: Sequence[str], gate: int = -1) -> list[str]:
+    """Return bwrap's command line: options are read from one descriptor, and how the command does is written to another.
+
+    Before it does anything bwrap reads `gate` to its end, if there is one.
+    """
+    wait = ["--args", str(gate)] if gate >= 0 else []
+    return [program, *wait, "--args", str(options), "--json-status-fd", str(status), "--", *command]
 
 
 def in_layer(folder: str, directory: str, command: Sequence[str]) -> list[str]:

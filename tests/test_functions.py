@@ -243,6 +243,7 @@ def test_a_worker_that_cannot_be_watched_is_ended_and_has_failed(service: Servic
     token = f"unwatched-{os.getpid()}-{os.urandom(4).hex()}"
 
     def none_left(pid: int) -> int:
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().startswith(f"{pid} (bwrap) S"), "bwrap waits")
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "pidfd_open", none_left)

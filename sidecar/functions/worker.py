@@ -141,13 +141,15 @@ class Worker:
                 given.append(write)
                 os.set_blocking(read, False)
             out, err, tell = given[-3:]
-            words = command_line(self._machine.bwrap, told, tell, command(asked))
+            gate, opened = os.pipe2(os.O_CLOEXEC)
+            given += (gate, opened)
+            words = command_line(self._machine.bwrap, told, tell, command(asked), gate)
             self._child = subprocess.Popen(
                 confined(asked.limits, self.user, words),
                 stdin=stdin,
                 stdout=out,
                 stderr=err,
-                pass_fds=(script, source, calls, told, tell),
+                pass_fds=(script, source, calls, told, tell, gate),
                 cwd="/",
                 env={"PATH": os.defpath},
                 start_new_session=True,
@@ -155,9 +157,12 @@ class Worker:
             try:
                 self._ending = os.pidfd_open(self._child.pid)
             except OSError:
+                # The gate is shut: a child of bwrap's would wait for ever for a parent that ends so early.
                 self._child.kill()
                 self._child.wait()
                 raise
+            with suppress(OSError), open(f"/proc/{self._child.pid}/oom_score_adj", "w") as file:
+                file.write(_OF_ALL_FIRST)
         except BaseException:
             for fd in kept:
                 os.close(fd)
@@ -165,8 +170,6 @@ class Worker:
         finally:
             for fd in given:
                 os.close(fd)
-        with suppress(OSError), open(f"/proc/{self._child.pid}/oom_score_adj", "w") as file:
-            file.write(_OF_ALL_FIRST)
         self._watch(kept[0], self._hear, self._streams[0])
         self._watch(kept[1], self._hear, self._streams[1])
         self._watch(kept[2], self._listen)
