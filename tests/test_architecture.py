@@ -27,7 +27,8 @@ PACKAGE = ROOT / "sidecar"
 LAYERS = (
     ("cli", "testing"),  # parse, one call, print; and the contracts for those who write stores and batteries
     ("web",),  # the same over HTTP
-    ("session", "functions"),  # what a pod is made of, and where one is started; source code that was just handed over
+    # what a pod is made of, and where one is started; source code that was just handed over; which images are built and pushed
+    ("session", "functions", "factory"),
     ("coordination",),
     ("batteries",),
     ("mount",),  # a bundle as a read-only file system
@@ -84,6 +85,7 @@ PURE = (
     "session/variables.py",
     "store/format.py",
     "store/reference.py",
+    "factory/model.py",
     "functions/answer.py",
     "functions/confinement.py",
     "functions/hedge.py",

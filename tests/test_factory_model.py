@@ -1,0 +1,70 @@
+"""What the factory tells of images and what it offers, decided without looking at anything."""
+
+from dataclasses import replace
+
+from sidecar.factory.model import Action, Asked, At, Found, ImageStatus, Work, image_status, offers, presence
+
+BUILD = Work(1, "build", "app", "oci", "content", "COMPLETE", 100, digest="id")
+PUSH = Work(2, "push", "app", "oci", "content", "COMPLETE", 100, provider="here", build=1, digest="sha256:1")
+THERE = Found("sha256:1")
+
+
+def test_an_image_has_the_status_of_its_latest_build() -> None:
+    assert image_status(None, "content", False) == "NEW"
+    assert image_status(replace(BUILD, status="PENDING"), "content", False) == "PENDING"
+    assert image_status(replace(BUILD, status="BUILDING"), "other", False) == "BUILDING"
+    assert image_status(replace(BUILD, status="FAILED"), "other", True) == "FAILED"
+    assert image_status(BUILD, "content", True) == "COMPLETE"
+
+
+def test_what_has_changed_since_is_stale_and_what_is_gone_is_missing() -> None:
+    assert image_status(BUILD, "other", True) == image_status(BUILD, "other", False) == "STALE"
+    assert image_status(BUILD, "content", False) == "MISSING"
+
+
+def test_a_provider_that_says_nothing_is_never_said_to_lack_an_image() -> None:
+    assert presence(PUSH, Found(unreachable="refused"), BUILD, "content") == "unreachable"
+    assert presence(None, Found(unreachable="refused"), None, "content") == "unreachable"
+    assert presence(PUSH, Found(), BUILD, "content") == "absent"
+
+
+def test_what_is_there_is_pushed_changed_or_stale() -> None:
+    assert presence(PUSH, THERE, BUILD, "content") == "pushed"
+    assert presence(PUSH, Found("sha256:2"), BUILD, "content") == "changed"
+    assert presence(None, THERE, BUILD, "content") == "changed"
+    assert presence(replace(PUSH, status="FAILED"), THERE, BUILD, "content") == "changed"
+    assert presence(PUSH, THERE, replace(BUILD, id=3), "content") == "stale"
+    assert presence(PUSH, THERE, BUILD, "touched") == "stale"
+    assert presence(replace(PUSH, status="PUSHING"), Found(), BUILD, "content") == "pushing"
+
+
+def test_offered_is_what_makes_sense() -> None:
+    lacking = [
+        At("here", "absent"),
+        At("there", "unreachable"),
+        At("archive", "stale"),
+        At("other", "pushed"),
+        At("on", "pushing"),
+    ]
+    again: tuple[ImageStatus, ...] = ("NEW", "FAILED", "STALE", "MISSING")
+    under_way: tuple[ImageStatus, ...] = ("PENDING", "BUILDING")
+    for status in again:
+        assert offers("app", status, BUILD, lacking) == (Action("build", "app"),)
+    for status in under_way:
+        assert offers("app", status, BUILD, lacking) == ()
+    assert offers("app", "COMPLETE", BUILD, lacking) == (Action("push", "app", "here", 1), Action("push", "app", "archive", 1))
+
+
+def test_builds_are_one_for_image_content_and_target_pushes_for_build_and_provider() -> None:
+    build = Asked("build", "app", "oci", "content", labels={"a": "b"})
+    assert build.same == replace(build, labels={}).same
+    assert len({build.same, replace(build, target="docker").same, replace(build, content="other").same}) == 3
+    push = Asked("push", "app", "oci", "content", "here", 1)
+    assert len({push.same, replace(push, provider="there").same, replace(push, build=2).same}) == 3
+
+
+def test_others_are_told_status_percent_and_detail() -> None:
+    told = replace(BUILD, activity="STEP 3/6", worker="lease").as_json()
+    assert told["status_detail"] == {"activity": "STEP 3/6", "error": ""}
+    assert (told["status"], told["percent_complete"]) == ("COMPLETE", 100)
+    assert not {"worker", "percent"} & told.keys()
