@@ -74,9 +74,10 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -m compileall -q sidecar
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.core
+# With a battery as others write them: a distribution of its own, which sidecar finds and does not know.
+$(VENV)/.test: $(VENV)/.core batteries/function/pyproject.toml
 	@$(MAKE) --no-print-directory debian
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[test]' --editable batteries/function
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.core

@@ -42,6 +42,7 @@ def check_battery(make: Callable[[], Battery]) -> None:
     finally:
         battery.close()
     battery.close()
+    _watches(make)
 
     unused = make()
     unused.close()
@@ -68,6 +69,34 @@ def check_battery(make: Callable[[], Battery]) -> None:
     assert not thread.is_alive(), "close() while ready() runs must make it end"
     error = ended[0]
     assert error is None or isinstance(error, SidecarError), f"a ready() that was closed raised {error!r}, not a SidecarError"
+
+
+def _watches(make: Callable[[], Battery]) -> None:
+    """Where a battery has `watch`, it returns once the battery is closed, and not before."""
+    battery = make()
+    watch = getattr(battery, "watch", None)
+    if watch is None:
+        return
+    ended: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            watch()
+        except BaseException as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        battery.ready()
+        thread.start()
+    finally:
+        assert not ended, f"watch() ended before close(), with {ended[0]!r}"
+        battery.close()
+    thread.join(_LONG)
+    assert not thread.is_alive(), "close() while watch() runs must make it end"
+    assert ended == [None], f"a watch() that was closed raised {ended[0]!r}"
 
 
 def _told(method: str, payload: Mapping[str, Any]) -> None:

@@ -59,6 +59,12 @@ RESERVED_FOR = {
 # host shares a few lines with application, which does not know it.
 COORDINATION = (("host", "report"), ("application",), ("memory",), ("signals",), ("notation", "protocol"))
 
+# What a battery from outside may lean on, of all that is here: those of `batteries/` keep to it.
+FOR_BATTERIES = {
+    *("batteries", "batteries.companion", "errors", "figures", "parameters", "store", "testing"),
+    *("functions.answer", "functions.runtimes", "functions.service", "web.functions"),
+}
+
 # Modules that decide and touch nothing. They may import these of the standard library, each of which computes and no more
 # (shlex's split does not read; datetime has constants and arithmetic, its clock is looked for below; uuid's uuid5 is a hash); and
 # two others, to compute.
@@ -283,6 +289,33 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     for name in sorted(graph):
         if name in unseen:
             follow(name, ())
+
+
+def outside() -> dict[str, str]:
+    """Return what the modules of each distribution in `batteries/` say, by the name of the package."""
+    packages = {file.parent for file in (ROOT / "batteries").glob("*/*/__init__.py")}
+    return {package.name: "\n".join(file.read_text() for file in package.rglob("*.py")) for package in packages}
+
+
+def test_a_battery_from_outside_leans_on_what_is_meant_for_it_alone() -> None:
+    said = outside()
+    assert said
+    for package, text in said.items():
+        found = {ours for module in ast.walk(ast.parse(text)) for ours in imported(module)}
+        others = {name for name in found if not is_below(name, FOR_BATTERIES)}
+        assert not others, f"{package} imports {', '.join(sorted(others))}"
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Yield the names, without `sidecar.`, of what an import takes of ours."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+    yield from (name.removeprefix("sidecar").lstrip(".") for name in names if name == "sidecar" or name.startswith("sidecar."))
+
+
+def test_nothing_of_ours_knows_a_battery_from_outside() -> None:
+    for package in outside():
+        assert not [module.path for module in modules() if package in (PACKAGE / module.path).read_text()]
 
 
 def test_the_leaves_import_nothing_of_ours() -> None:

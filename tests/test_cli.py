@@ -15,6 +15,7 @@ import pytest
 from processes import BIN, Pod
 
 from sidecar import __version__, errors
+from sidecar.cli.battery import command as wrap_battery
 from sidecar.cli.datamon import command as wrap_datamon
 from sidecar.cli.entry import printable, run
 from sidecar.cli.main import COMMANDS, cli
@@ -57,7 +58,7 @@ def commands(group: click.Command = cli, path: tuple[str, ...] = ("sidecar",)) -
             yield from commands(command, (*path, name))
 
 
-EVERY = dict([*commands(), (("wrap_datamon",), wrap_datamon)])
+EVERY = dict([*commands(), (("wrap_battery",), wrap_battery), (("wrap_datamon",), wrap_datamon)])
 LEAVES = {words: command for words, command in EVERY.items() if not isinstance(command, click.Group)}
 
 

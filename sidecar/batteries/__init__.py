@@ -2,8 +2,9 @@
 
 A battery is a kind of sidecar: it has something ready before the application starts and keeps what the application made
 after it has ended. `coordination.host` drives it; a battery knows nothing of signals, leases or the application.
-Kinds are entry points of the group `sidecar.batteries`, so a third party's needs no change here. Importing this package
-imports none of them: FUSE, psycopg and friends are paid for by the container that runs them.
+Kinds are entry points of the group `sidecar.batteries`, so a third party's needs no change here: `wrap_battery KIND` runs one of
+any kind, and what its parameters mean is its own affair. Importing this package imports none of them: FUSE, psycopg and friends
+are paid for by the container that runs them.
 """
 
 from __future__ import annotations
@@ -41,18 +42,42 @@ class Battery(Protocol):
         """Let go of everything. Called last, whatever happened before."""
 
 
+class Watched(Battery, Protocol):
+    """A battery that may fail while the application runs, and can tell: one that has `watch`. The application hears it then."""
+
+    def watch(self) -> None:
+        """Return once `close` was called; raise where what `ready` gave is no more. Runs after `ready`, in another thread."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one life of a battery is: `folder` is its own in the coordination directory, beside its signals.
+
+    The directory is shared, and so are records and payloads, which everybody who can enter it may read. What is secret goes into
+    a file in `folder`, for its reader alone; the payload says where. `earlier` is what `ready` returned in an earlier life, None
+    where there was none; others may have written it.
+    """
+
+    folder: str
+    earlier: Mapping[str, Any] | None = None
+
+
 @dataclass(frozen=True)
 class Kind(Generic[Options]):
     """A kind of battery: what it is called, what may be said of it, and how one is made from that.
 
     `companion` is for pods that are composed: a pure function from a parameters document, what the document is called, and what
     is around, to the container; see sidecar.batteries.companion. A kind without one cannot be woven into a session.
+
+    `read` makes options of such a document, what it is called, and the place; ParametersError with every fault. A kind without
+    one has a command of its own, in the place of `wrap_battery`.
     """
 
     name: str
     options: type[Options]
     open: Callable[[Options, Progress], Battery]
     companion: Callable[[str, str, Around], Companion] | None = None
+    read: Callable[[str, str, Place], Options] | None = None
 
 
 def find(name: str) -> Kind[Any]:
@@ -60,7 +85,10 @@ def find(name: str) -> Kind[Any]:
     found = entry_points(group="sidecar.batteries")
     for entry in found:
         if entry.name == name:
-            kind = entry.load()
+            try:
+                kind = entry.load()
+            except (ImportError, AttributeError) as error:
+                raise ConfigurationError(f"the battery {name!r} cannot be loaded from {entry.value}: {error}") from None
             if not isinstance(kind, Kind):
                 raise ConfigurationError(f"the entry point {entry.value} of battery {name!r} is not a Kind")
             return kind

@@ -2,9 +2,10 @@
 
     companion(document, name, around) -> Companion
 
-The parameters are the YAML document that the battery reads itself; in the pod they travel as the serialized dictionaries of its
-environment, so that nothing but the manifest is needed. Whoever composes adds what all containers have: the coordination
-directory, and the volumes of the paths that the battery shares with the application.
+The parameters are the YAML document that the battery reads itself; in the pod they travel in its environment, so that nothing
+but the manifest is needed: those of ours as serialized dictionaries, those of others (`hosted`) as they were written. Whoever
+composes adds what all containers have: the coordination directory, and the volumes of the paths that the battery shares with the
+application.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ UNPRIVILEGED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["AL
 HARDENED = {**UNPRIVILEGED, "readOnlyRootFilesystem": True}
 # Kubernetes passes mounts on to other containers from privileged ones only, and mount(2) is root's.
 MOUNTING = {"privileged": True, "runAsUser": 0, "runAsNonRoot": False, "readOnlyRootFilesystem": True}
-
+# Where `wrap_battery` finds the parameters, as they were written.
+PARAMETERS = "SIDECAR_PARAMETERS"
 
 _SMALLER = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 _LARGER = {"requests": {"cpu": "200m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
@@ -68,6 +70,22 @@ class Companion:
 def literal(text: str) -> str:
     """Return what Kubernetes makes `text` of, in a command, an argument or the value of a variable."""
     return text.replace("$", "$$")
+
+
+def hosted(
+    kind: str,
+    document: str,
+    around: Around,
+    *,
+    image: str,
+    security: Manifest = HARDENED,
+    resources: Manifest = _SMALLER,
+    shared: Sequence[str] = (),
+) -> Companion:
+    """Return the container of a battery of any kind: `wrap_battery` in `image`, with the `document` in its environment."""
+    container = _container(kind, "", ["wrap_battery", kind], {PARAMETERS: document}, around, resources)
+    container |= {"image": image, "securityContext": security}
+    return Companion(container, shared=tuple(shared), flags=("-b", kind))
 
 
 def fuse(document: str, name: str, around: Around) -> Companion:

@@ -2,7 +2,7 @@
 
 `protocol.battery_next` decides; this module looks, does what it was told, and looks again. `ready` and `save` of the battery run
 in a thread of their own, so that meanwhile signals are heard, deadlines kept, and the application's death noticed. One thread at
-a time, and only the main thread publishes records.
+a time, but for the one of `watch`, which a battery may have; and only the main thread publishes records.
 
 Order matters in two places. The record is published before the signal that says the same, and a later life says again what the
 record of an earlier one holds: a life that dies between the two has kept its promise to a shell script as well. What an earlier
@@ -105,6 +105,7 @@ class _Host:
         self.signals, self.tell = signals, tell
         self.made: batteries.Battery | None = None
         self.work: _Work | None = None
+        self.watched: _Work | None = None
         self.ending: Ending | None = None
         self.told: object = None
         self.last_progress, self.last_what = 0.0, ""
@@ -178,6 +179,8 @@ class _Host:
                 pass
             if self.work is not None and self.work.over:
                 self._worked(self.work)
+            if self.watched is not None and self.watched.over:
+                self._watched(self.watched)
             if self.ending is not None:
                 return None
             now = time.monotonic()
@@ -251,6 +254,20 @@ class _Host:
         else:
             self._enter(READY, payload=dict(work.payload))
             self.directory.say(self.battery.ready, self.me, work.payload)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Have a battery that can tell that it failed do so."""
+        watch: Callable[[], None] | None = getattr(self.made, "watch", None)
+        if watch is not None:
+            self.watched = _Work(lambda: watch() or {}, self.wake)
+            self.watched.start()
+
+    def _watched(self, watched: _Work) -> None:
+        self.watched = None
+        # Once it saves, or has ended, that is what tells how it went.
+        if watched.error is not None and self.me.state == READY:
+            self._fail(self._problem_of(watched.error, saving=False))
 
     def _problem_of(self, error: BaseException, saving: bool) -> Problem:
         if isinstance(error, SidecarError):

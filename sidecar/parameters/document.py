@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import yaml
 
 from sidecar.errors import Fault
-from sidecar.parameters.settings import Field, Section, Setting, join, unknown
+from sidecar.parameters.settings import Field, Section, Setting, Values, join, raise_any, read, unknown
 
 ReadFile = Callable[[str], str]
 """Returns the text of the file at a path; OSError or UnicodeDecodeError where it cannot."""
@@ -39,6 +39,13 @@ class Document:
     def top(self, known: Sequence[str]) -> Entries:
         """Return the entries of the document's top, all of them among `known`."""
         return {} if self._root is None else self.known(self._root, known)
+
+    def whole(self, fields: Sequence[Field]) -> Section:
+        """Return the section that the document is, where it holds the settings of one thing."""
+        section = Section(self._name, "key", torn=self.torn)
+        if self._root is not None:
+            self._fill(section, self._root, fields, "")
+        return section
 
     def sequence(self, node: yaml.Node, key: str) -> list[yaml.Node]:
         """Return the items of a list."""
@@ -152,6 +159,14 @@ class Document:
     def fault(self, node: yaml.Node, key: str, problem: str) -> None:
         """Note that something is wrong with what stands at `node`."""
         self._faults.append(Fault(self.where(node), key, problem))
+
+
+def read_document(text: str, name: str, fields: Sequence[Field]) -> Values:
+    """Return the values of a document that holds the settings of one thing; ParametersError with every fault."""
+    faults: list[Fault] = []
+    values = read(Document(text, name, faults).whole(fields), fields, "", [], faults)
+    raise_any(faults)
+    return values
 
 
 def is_inline(parameters: str) -> bool:

@@ -196,6 +196,8 @@ def _pod(session: str, image: str, found: Plan, batteries: Sequence[Companion], 
         inits += [_copy(each, options) for each in found.placed]
     beside = [_companion(each, shared) for each in batteries]
     spec: Manifest = {
+        # Kubernetes shows a container all of /proc in such a pod alone.
+        **({"hostUsers": False} if any(_is_unmasked(each) for each in beside) else {}),
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": options.grace,
         "automountServiceAccountToken": False,
@@ -272,6 +274,10 @@ def _resources(options: Options) -> Manifest:
 
 def _is_native(container: Manifest) -> bool:
     return container.get("restartPolicy") == "Always"
+
+
+def _is_unmasked(container: Manifest) -> bool:
+    return bool(container.get("securityContext", {}).get("procMount") == "Unmasked")
 
 
 def _companion(battery: Companion, shared: Mapping[str, str]) -> Manifest:

@@ -1,0 +1,16 @@
+"""The command `wrap_battery`: see battery.py, and start.py for why that is not imported here."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from sidecar.cli.start import start
+
+
+def main() -> NoReturn:
+    """The command `wrap_battery`."""
+    start("battery")
+
+
+if __name__ == "__main__":
+    main()
