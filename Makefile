@@ -16,6 +16,8 @@ LIBSQLITE3 := $(firstword $(wildcard /usr/lib/*/libsqlite3.a) /usr/lib/libsqlite
 BUILD_WRAPPER := python3:/usr/bin/python3 gcc:/usr/bin/gcc libpython3-dev:$(LIBPYTHON) libsqlite3-dev:$(LIBSQLITE3)
 DEBIAN := python3-venv:/usr/share/doc/python3-venv zsh:/usr/bin/zsh util-linux:/usr/bin/unshare fuse3:/usr/bin/fusermount3 \
 	postgresql:$(POSTGRES) $(BUILD_WRAPPER) busybox-static:/usr/share/doc/busybox-static bubblewrap:/usr/bin/bwrap
+# What the tests look at pages with.
+BROWSER := chromium:/usr/bin/chromium
 # What builds images and runs pods. runc, because crun refuses machines whose cgroups are of both versions.
 PODS := podman:/usr/bin/podman buildah:/usr/bin/buildah runc:/usr/sbin/runc catatonit:/usr/bin/catatonit \
 	netavark:/usr/lib/podman/netavark busybox-static:/usr/share/doc/busybox-static mmdebstrap:/usr/bin/mmdebstrap
@@ -76,7 +78,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 # With a battery as others write them: a distribution of its own, which sidecar finds and does not know.
 $(VENV)/.test: $(VENV)/.core batteries/function/pyproject.toml
-	@$(MAKE) --no-print-directory debian
+	@$(MAKE) --no-print-directory debian DEBIAN='$(DEBIAN) $(BROWSER)'
 	$(PIP) --editable '.[test]' --editable batteries/function
 	@touch $@
 

@@ -5,11 +5,14 @@ import random
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import browser
 import emulators
 import pytest
+from browser import Browser, Tab
 from emulators import Emulator
 
 from sidecar.store import Store, open_store
@@ -77,3 +80,23 @@ def emulator(request: pytest.FixtureRequest) -> Emulator:
     """An object store that serves all tests, each in stores of its own: see Emulator.new_url."""
     found: Emulator = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser.chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
+    """Opens a page as somebody does who was never there; as many as a test wants, each alone."""
+    tabs: list[Tab] = []
+
+    def show(url: str, **options: Any) -> Tab:
+        tabs.append(Tab(chromium, url, **options))
+        return tabs[-1]
+
+    yield show
+    for each in tabs:
+        each.close()
