@@ -1,8 +1,9 @@
 """What the factory tells of images and what it offers, decided without looking at anything."""
 
+import json
 from dataclasses import replace
 
-from sidecar.factory.model import Action, Asked, At, Found, ImageStatus, Work, image_status, offers, presence
+from sidecar.factory.model import Action, Asked, At, Found, Image, ImageStatus, Work, image_status, offers, presence
 
 BUILD = Work(1, "build", "app", "oci", "content", "COMPLETE", 100, digest="id")
 PUSH = Work(2, "push", "app", "oci", "content", "COMPLETE", 100, provider="here", build=1, digest="sha256:1")
@@ -61,6 +62,15 @@ def test_builds_are_one_for_image_content_and_target_pushes_for_build_and_provid
     assert len({build.same, replace(build, target="docker").same, replace(build, content="other").same}) == 3
     push = Asked("push", "app", "oci", "content", "here", 1)
     assert len({push.same, replace(push, provider="there").same, replace(push, build=2).same}) == 3
+
+
+def test_what_others_are_told_is_understood_by_them() -> None:
+    failed = replace(PUSH, status="FAILED", error="refused", activity="Copying blob 1/3", labels={"a": "b"}, finished=7)
+    at = (At("here", "changed", "sha256:2", failed), At("there", "unreachable", reason="no route"))
+    image = Image("a/b", "content", "docker", "COMPLETE", BUILD, at, (Action("push", "a/b", "here", 1), Action("build", "a/b")))
+    told = json.loads(json.dumps(image.as_json()))
+    assert Image.of_json(told) == image
+    assert Image.of_json(Image("app", "", "oci", "NEW").as_json()) == Image("app", "", "oci", "NEW")
 
 
 def test_others_are_told_status_percent_and_detail() -> None:

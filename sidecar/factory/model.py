@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Kind = Literal["build", "push"]
 Target = Literal["oci", "docker"]
@@ -100,6 +100,12 @@ class Work:
         told["status_detail"] = {"activity": self.activity, "error": self.error}
         return told
 
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Self:
+        """Return the work that others were told of; KeyError or TypeError where it is none."""
+        own = dict(told)
+        return cls(percent=own.pop("percent_complete"), **own.pop("status_detail"), **own)
+
 
 @dataclass(frozen=True)
 class Provider:
@@ -155,6 +161,38 @@ class Image:
     build: Work | None = None
     providers: tuple[At, ...] = ()
     actions: tuple[Action, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what others are told of it."""
+        return {
+            "name": self.name,
+            "content": self.content,
+            "target": self.target,
+            "status": self.status,
+            "build": self.build.as_json() if self.build else None,
+            "providers": [{**asdict(each), "push": each.push.as_json() if each.push else None} for each in self.providers],
+            "actions": [asdict(each) for each in self.actions],
+        }
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Self:
+        """Return the image that others were told of; KeyError or TypeError where it is none."""
+        at = tuple(At(**{**each, "push": _work(each["push"])}) for each in told["providers"])
+        actions = tuple(Action(each["do"], each["image"], each["provider"], each["build"]) for each in told["actions"])
+        return cls(told["name"], told["content"], told["target"], told["status"], _work(told["build"]), at, actions)
+
+
+@dataclass(frozen=True)
+class Named:
+    """An image that a manifest names, in a line of it; `image` where it is one of ours."""
+
+    reference: str
+    line: int
+    image: Image | None = None
+
+
+def _work(told: Mapping[str, Any] | None) -> Work | None:
+    return None if told is None else Work.of_json(told)
 
 
 def image_status(build: Work | None, content: str, there: bool) -> ImageStatus:
