@@ -1,4 +1,7 @@
-"""The command `wrap_battery`: see battery.py, and start.py for why that is not imported here."""
+"""The command `wrap_battery`: see battery.py, and start.py for why that is not imported here.
+
+What a battery begins, and whether that leaves processes behind, is not known here; so the container's first process only reaps.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from sidecar.cli.start import start
 
 def main() -> NoReturn:
     """The command `wrap_battery`."""
-    start("battery")
+    start("battery", "wrap_battery")
 
 
 if __name__ == "__main__":
