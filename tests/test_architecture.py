@@ -52,7 +52,7 @@ RESERVED_FOR = {
     ),
     "sidecar": ({"cli"}, "the version is for people"),
     "once": ({"cli", "coordination"}, "a battery and a store do as often as they are asked what they are asked"),
-    "process": ({"cli", "coordination", "once", "session"}, "a battery and a store start no containers' commands"),
+    "process": ({"cli", "coordination", "factory", "once", "session"}, "a battery and a store start no containers' commands"),
     "testing": (set(), "it is for tests, ours and others'"),
 }
 # Inside coordination, top to bottom; one line's modules do not know each other.
@@ -91,6 +91,7 @@ PURE = (
     "session/variables.py",
     "store/format.py",
     "store/reference.py",
+    "factory/manifests.py",
     "factory/model.py",
     "functions/answer.py",
     "functions/confinement.py",
@@ -108,7 +109,12 @@ COMPUTES = {
     "__future__", "base64", "codecs", "collections", "dataclasses", "datetime", "difflib", "functools", "hashlib", "hmac",
     "itertools", "json", "math", "posixpath", "re", "shlex", "string", "struct", "typing", "unicodedata", "uuid",
 }  # fmt: skip
-PURE_OF_OTHERS = {"parameters/document.py": {"yaml"}, "session/catalog.py": {"yaml"}, "store/format.py": {"blake3"}}
+PURE_OF_OTHERS = {
+    "parameters/document.py": {"yaml"},
+    "factory/manifests.py": {"yaml"},
+    "session/catalog.py": {"yaml"},
+    "store/format.py": {"blake3"},
+}
 # Names that reach the world without an import.
 REACHES = {"open", "input", "print", "exec", "eval", "compile", "__import__", "breakpoint"}
 CLOCKS = {"now", "today", "utcnow"}

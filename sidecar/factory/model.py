@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from sidecar.errors import ConfigurationError
+
 Kind = Literal["build", "push"]
 Target = Literal["oci", "docker"]
 Status = Literal["PENDING", "BUILDING", "PUSHING", "COMPLETE", "FAILED"]
@@ -184,11 +186,27 @@ class Image:
 
 @dataclass(frozen=True)
 class Named:
-    """An image that a manifest names, in a line of it; `image` where it is one of ours."""
+    """An image that a manifest names, in a line of it; `image` where it is one of ours, `note` where what it is is not meant."""
 
     reference: str
     line: int
     image: Image | None = None
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what others are told of it."""
+        image = self.image.as_json() if self.image else None
+        return {"reference": self.reference, "line": self.line, "image": image, "note": self.note}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Self:
+        """Return what others were told that a manifest names; KeyError or TypeError where it is none."""
+        image = None if told["image"] is None else Image.of_json(told["image"])
+        return cls(told["reference"], told["line"], image, told["note"])
+
+
+class Conflict(ConfigurationError):
+    """What is asked for does not go with how things are: a push of what is not built, a target that an image is not made for."""
 
 
 def _work(told: Mapping[str, Any] | None) -> Work | None:

@@ -33,7 +33,7 @@ class Document:
         self._name = name
         self._faults = faults
         before = len(faults)
-        self._root = self._compose(text)
+        self._root = next(compose_all(text, name, faults, single=True), None)
         self.torn = len(faults) > before
 
     def top(self, known: Sequence[str]) -> Entries:
@@ -65,24 +65,6 @@ class Document:
     def where(self, node: yaml.Node) -> str:
         """Return the place of a node: file and line."""
         return f"{self._name} line {node.start_mark.line + 1}"
-
-    def _compose(self, text: str) -> yaml.Node | None:
-        if len(text) > LIMIT:
-            self._faults.append(Fault(self._name, "", f"{len(text)} characters: expected at most {LIMIT}"))
-            return None
-        try:
-            return yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            where = f"{self._name} line {mark.line + 1}" if mark else self._name
-            self._faults.append(Fault(where, "", f"no YAML: {error.problem or error.context}"))
-        except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            problem = f"no YAML: the character U+{error.character:04X} is not allowed"
-            self._faults.append(Fault(f"{self._name} line {line}", "", problem))
-        except RecursionError:
-            self._faults.append(Fault(self._name, "", "no YAML that is meant: nested too deeply"))
-        return None
 
     def _fill(self, section: Section, node: yaml.Node, fields: Sequence[Field], prefix: str) -> None:
         inner = {each.key.removeprefix(prefix): each for each in fields if each.key.startswith(prefix)}
@@ -159,6 +141,25 @@ class Document:
     def fault(self, node: yaml.Node, key: str, problem: str) -> None:
         """Note that something is wrong with what stands at `node`."""
         self._faults.append(Fault(self.where(node), key, problem))
+
+
+def compose_all(text: str, name: str, faults: list[Fault], *, single: bool = False) -> Iterator[yaml.Node]:
+    """Yield each document of a text, as far as it is YAML; a fault where it is none, or too long, or more than a `single` one."""
+    if len(text) > LIMIT:
+        faults.append(Fault(name, "", f"{len(text)} characters: expected at most {LIMIT}"))
+        return
+    try:
+        roots = [yaml.compose(text, Loader=yaml.SafeLoader)] if single else yaml.compose_all(text, Loader=yaml.SafeLoader)
+        yield from (root for root in roots if root is not None)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name} line {mark.line + 1}" if mark else name
+        faults.append(Fault(where, "", f"no YAML: {error.problem or error.context}"))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        faults.append(Fault(f"{name} line {line}", "", f"no YAML: the character U+{error.character:04X} is not allowed"))
+    except RecursionError:
+        faults.append(Fault(name, "", "no YAML that is meant: nested too deeply"))
 
 
 def read_document(text: str, name: str, fields: Sequence[Field]) -> Values:
