@@ -111,9 +111,9 @@ $(WHEELS)/.others: pyproject.toml constraints.txt | $(VENV)/.core
 		--python-version $(IMAGE_PYTHON) --constraint constraints.txt --find-links $(WHEELS) 'sidecar-toolkit[gcs,s3,postgres,server]'
 	@touch $@
 
-$(WHEELS)/.made: $(WHEELS)/.others $(shell find sidecar -name '*.py' -o -name '*.md')
-	@rm -f $(WHEELS)/sidecar_toolkit-*
-	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir $(WHEELS) .
+$(WHEELS)/.made: $(WHEELS)/.others $(shell find sidecar batteries -name '*.py' -o -name '*.md' -o -name pyproject.toml)
+	@rm -f $(WHEELS)/sidecar_toolkit-* $(WHEELS)/sidecar_function_battery-*
+	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir $(WHEELS) . ./batteries/function
 	@touch $@
 
 # By the commands that its pages show.
@@ -123,7 +123,8 @@ examples: $(VENV)/.test
 images: $(IMAGES)
 
 $(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard images/*/Containerfile) .dockerignore \
-		$(wildcard images/demo-artifacts/*/*/*) wrappers/function_proxy $(shell find images/runtime-base images/runtimes -type f)
+		$(wildcard images/demo-artifacts/*/*/*) wrappers/function_proxy $(shell find images/runtime-base images/runtimes -type f) \
+		batteries/function/Containerfile
 	@$(MAKE) --no-print-directory debian DEBIAN='$(PODS)'
 	@images/build
 	@touch $@

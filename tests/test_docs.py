@@ -124,6 +124,7 @@ def test_the_readme_has_examples() -> None:
         "wrappers/README.md",
         "sidecar/once/README.md",
         "sidecar/store/README.md",
+        "batteries/function/README.md",
         POSTGRES,
     ],
 )
