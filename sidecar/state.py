@@ -3,6 +3,7 @@
     <folder>/             0700, this user's, on a file system of this host's own
         state.sqlite3     0600, with -wal and -shm beside it
         runs/<lease>      see sidecar.once.lease
+        builders/<lease>  see sidecar.factory.records_sqlite
 
 What one must know to change it. Whatever must not be lost is written with `write()`: one transaction, begun IMMEDIATE so that it
 never fails half-way for a lock, and on the disk when it returns (`synchronous=FULL`; with NORMAL a power cut takes the last
@@ -91,6 +92,40 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (run, number)
         )""",
     ),
+    # What sidecar.factory records.
+    (
+        """CREATE TABLE work (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            same TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            image TEXT NOT NULL,
+            target TEXT NOT NULL,
+            content TEXT NOT NULL,
+            status TEXT NOT NULL,
+            percent INTEGER NOT NULL DEFAULT 0,
+            activity TEXT NOT NULL DEFAULT '',
+            error TEXT NOT NULL DEFAULT '',
+            provider TEXT NOT NULL DEFAULT '',
+            build INTEGER NOT NULL DEFAULT 0,
+            digest TEXT NOT NULL DEFAULT '',
+            reference TEXT NOT NULL DEFAULT '',
+            labels TEXT NOT NULL DEFAULT '{}',
+            worker TEXT NOT NULL DEFAULT '',
+            asked INTEGER NOT NULL,
+            started INTEGER NOT NULL DEFAULT 0,
+            finished INTEGER NOT NULL DEFAULT 0,
+            said INTEGER NOT NULL DEFAULT 0
+        )""",
+        "CREATE INDEX work_same ON work (same)",
+        "CREATE INDEX work_status ON work (status)",
+        "CREATE INDEX work_image ON work (image)",
+        """CREATE TABLE work_log (
+            work INTEGER NOT NULL,
+            at INTEGER NOT NULL,
+            bytes BLOB NOT NULL,
+            PRIMARY KEY (work, at)
+        )""",
+    ),
 )
 
 # No database is smaller than its smallest page.
@@ -102,8 +137,11 @@ _BUSY, _LOCKED, _READONLY, _CORRUPT, _FULL, _NOTADB = 5, 6, 8, 11, 13, 26
 def state_folder(environment: Mapping[str, str]) -> str:
     """Return where state is when nobody says: SIDECAR_STATE, else `sidecar` in the user's state directory, as XDG finds that.
 
-    ConfigurationError where neither SIDECAR_STATE, XDG_STATE_HOME nor HOME is set.
+    ConfigurationError where neither SIDECAR_STATE, XDG_STATE_HOME nor HOME is set, and where the first is a URL: what is of one
+    host is kept on it, and a directory of that name would tell the password.
     """
+    if "://" in environment.get("SIDECAR_STATE", ""):
+        raise ConfigurationError("SIDECAR_STATE is a URL, and this is kept on this host; name a directory with --state DIR")
     if environment.get("SIDECAR_STATE"):
         return environment["SIDECAR_STATE"]
     state = environment.get("XDG_STATE_HOME", "")
