@@ -15,6 +15,8 @@ import yaml
 from processes import BIN, PID_1, Pod, Started, until
 
 from sidecar.coordination.protocol import DONE, FAILED, READY, RUNNING
+from sidecar.errors import PeerFailed
+from sidecar.testing import check_battery
 
 # A distribution as pip leaves one: a module, and what its entry points are. It looks for a file, and fails when that goes away.
 MODULE = """
@@ -234,6 +236,27 @@ def test_as_the_first_process_it_hears_sigterm_at_any_moment(pod: Lit) -> None:
     subprocess.run(["kill", "-TERM", str(first)], check=True)
     pod.hear_state(FAILED, "lamp")
     assert lamp.wait() == 128 + signal.SIGTERM
+
+
+class Torn:
+    """A battery that holds what it gave for lost, although nothing happened but that it was closed."""
+
+    def ready(self) -> dict[str, Any]:
+        return {}
+
+    def watch(self) -> None:
+        raise PeerFailed("it is gone")
+
+    def save(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_contract_wants_of_a_battery_that_watches_that_being_closed_is_no_failure() -> None:
+    with pytest.raises(AssertionError, match="a watch\\(\\) that was closed raised PeerFailed"):
+        check_battery(Torn)
 
 
 # --- in a pod that is composed -----------------------------------------------------------------------------------------
