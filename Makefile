@@ -21,6 +21,8 @@ BROWSER := chromium:/usr/bin/chromium
 # What builds images and runs pods. runc, because crun refuses machines whose cgroups are of both versions.
 PODS := podman:/usr/bin/podman buildah:/usr/bin/buildah runc:/usr/sbin/runc catatonit:/usr/bin/catatonit \
 	netavark:/usr/lib/podman/netavark busybox-static:/usr/share/doc/busybox-static mmdebstrap:/usr/bin/mmdebstrap
+# What the tests of the factory have besides: a registry on this machine.
+FACTORY := buildah:/usr/bin/buildah runc:/usr/sbin/runc docker-registry:/usr/bin/docker-registry
 IMAGES := build/containers/.built
 WHEELS := build/wheels
 # The Python of the images: that of their base, which is a Debian of this machine's release.
