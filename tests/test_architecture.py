@@ -91,8 +91,10 @@ PURE = (
     "session/variables.py",
     "store/format.py",
     "store/reference.py",
+    "factory/definition.py",
     "factory/manifests.py",
     "factory/model.py",
+    "factory/transcript.py",
     "functions/answer.py",
     "functions/confinement.py",
     "functions/hedge.py",
@@ -111,6 +113,7 @@ COMPUTES = {
 }  # fmt: skip
 PURE_OF_OTHERS = {
     "parameters/document.py": {"yaml"},
+    "factory/definition.py": {"yaml"},
     "factory/manifests.py": {"yaml"},
     "session/catalog.py": {"yaml"},
     "store/format.py": {"blake3"},

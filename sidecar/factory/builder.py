@@ -1,0 +1,320 @@
+"""Who builds and pushes: a process of its own, which outlives whoever asked, and ends when nothing waits.
+
+    <folder>/                 of whoever keeps records here; of this machine alone
+        builders/slot-<n>     locked by a builder that works: so there are never more than so many at once
+        builders/stderr       what a builder said that could not even record why it failed
+        images                the store of images, where the definition names no other
+
+Whoever has asked for a work calls `see_to`, which begins a builder if one may be begun. A builder takes the works in the order in
+which they were asked for, until none waits, gives its slot back, and looks once more: what was asked for when all slots were
+taken is seen by those who have them.
+
+A builder holds a lease (see records) from before it claims a work until after it has recorded the end, and buildah ends with it.
+So a work that is under way is being done by somebody who is alive, or it is failed by whoever looks. And a builder that was taken
+for dead, as where a database was away, is told so by the records, and ends what it does.
+
+The context is looked at before and after: what was built of something else than was asked for is none of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+from sidecar import process
+from sidecar.errors import SidecarError, Unreachable
+from sidecar.factory.buildah import Buildah, shown
+from sidecar.factory.context import digest, ignore_file, open_definition
+from sidecar.factory.definition import Definition, Recipe
+from sidecar.factory.model import Work
+from sidecar.factory.records import Records, new_worker, open_records
+from sidecar.factory.transcript import BuildTranscript, PushTranscript
+
+SLOTS = 2
+_FOLDER = "builders"
+# What the process that is begun does: it leaves whoever began it, at once, and reads what no other user may see.
+_BUILD = (
+    "import os, sys; said = sys.stdin.read(); os.fork() and os._exit(0); "
+    "from sidecar.factory.builder import build_all; build_all(said)"
+)
+# How often, in seconds, what is said is recorded, and whether a base is built is looked at: records call nobody.
+_PAUSE = 0.05
+_PIECE = 1 << 16
+# For how long, in seconds, the end of a work is recorded again and again where the records cannot be reached.
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where building takes place: where records are kept, the path of the definition, the folder of this machine, and how many
+    may build at once."""
+
+    state: str
+    definition: str
+    folder: str
+    slots: int = SLOTS
+
+    def __repr__(self) -> str:
+        return f"Site({self.definition!r}, {self.folder!r})"  # a state's URL may hold a password
+
+    def buildah(self, definition: Definition) -> Buildah:
+        """Return buildah with the images of this place."""
+        return Buildah(definition.store or os.path.join(self.folder, "images"))
+
+
+def see_to(site: Site, records: Records) -> bool:
+    """Have a builder begin, if a work waits and not all are at work; tell whether one was begun."""
+    if not records.waiting():
+        return False
+    slot = _take_slot(site)
+    if slot < 0:
+        return False
+    os.close(slot)
+    try:
+        with open(os.path.join(site.folder, _FOLDER, "stderr"), "wb") as told:
+            begun = subprocess.run(
+                [sys.executable, "-P", "-c", _BUILD],
+                input=json.dumps(asdict(site)).encode(),
+                stdout=subprocess.DEVNULL,
+                stderr=told,
+                cwd="/",
+                start_new_session=True,
+                check=False,
+            )
+    except OSError as error:
+        raise Unreachable(f"no builder can be begun: {error.strerror}") from None
+    if begun.returncode:
+        raise Unreachable(f"no builder can be begun: {sys.executable} ended with status {begun.returncode}")
+    return True
+
+
+def build_all(said: str) -> None:
+    """Do what waits, as a builder, in a process of its own; `said` is the site."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    # Whoever ignores it would not be told how a child ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    site = Site(**json.loads(said))
+    with open_records(site.state) as records:
+        while (slot := _take_slot(site)) >= 0:
+            try:
+                worker = new_worker()
+                with records.lease(worker):
+                    builder = Builder(site, records)
+                    while (work := records.claim(worker, _now())) is not None:
+                        builder.do(work)
+            finally:
+                os.close(slot)
+            if not records.waiting():
+                return
+
+
+class _Lost(Exception):
+    """The work is not this builder's any more: whoever looked took it for dead."""
+
+
+class Builder:
+    """Does works, one after the other."""
+
+    def __init__(self, site: Site, records: Records) -> None:
+        self._site = site
+        self._records = records
+
+    def do(self, work: Work) -> None:
+        """Do a work that was claimed, and record how it ended."""
+        try:
+            definition = open_definition(self._site.definition)
+            buildah = self._site.buildah(definition)
+            buildah.prepare()
+            buildah.clean()
+            made = (self._build if work.kind == "build" else self._push)(work, definition, buildah)
+        except _Lost:
+            return
+        except (SidecarError, OSError) as error:
+            problem = str(error)
+            self._record(lambda: self._records.fail(work.id, problem, _now()))
+        except Exception as error:
+            problem = f"a fault of the builder itself: {error!r}"
+            self._record(lambda: self._records.fail(work.id, problem, _now()))
+            raise
+        else:
+            self._record(lambda: self._records.finish(work.id, *made, _now()))
+
+    def _build(self, work: Work, definition: Definition, buildah: Buildah) -> tuple[str, str]:
+        recipe = definition.image(work.image)
+        if digest(definition, work.image, work.target) != work.content:
+            raise _Failed("its context has changed since it was asked for")
+        base = self._base(work, definition, recipe, buildah) if recipe.of_ours else recipe.base
+        labels = {**work.labels, "sidecar.build": str(work.id), "sidecar.content-digest": work.content}
+        with buildah.at_work() as folder:
+            made = os.path.join(folder, "id")
+            command = buildah.build(
+                definition, recipe, target=work.target, ignore=ignore_file(recipe), base=base, labels=labels, id_file=made
+            )
+            problem = self._run(work, command, buildah.environment(folder), BuildTranscript())
+            image = "" if problem else _said(made)
+        if problem:
+            raise _Failed(problem)
+        if digest(open_definition(self._site.definition), work.image, work.target) != work.content:
+            raise _Failed("its context has changed while it was built")
+        return image, definition.local(work.image)
+
+    def _push(self, work: Work, definition: Definition, buildah: Buildah) -> tuple[str, str]:
+        provider = definition.provider(work.provider)
+        build = self._records.get(work.build)
+        if build.digest not in buildah.images():
+            raise _Failed(f"what build {build.id} made is not there any more: build {work.image} again")
+        reference = definition.reference(work.image, provider)
+        with buildah.at_work() as folder, _alone(provider.layout):
+            made = os.path.join(folder, "digest")
+            command = buildah.push(build.digest, provider, reference, digest_file=made)
+            transcript = PushTranscript(buildah.layers(build.digest))
+            problem = self._run(work, command, buildah.environment(folder), transcript)
+            pushed = "" if problem else _said(made)
+        if problem:
+            raise _Failed(problem)
+        return pushed, reference
+
+    def _base(self, work: Work, definition: Definition, recipe: Recipe, buildah: Buildah) -> str:
+        """Return the reference of the image of ours that one is built on, once that is built."""
+        content = digest(definition, recipe.base)
+        while True:
+            self._records.bury(_now())
+            base = self._records.latest("build", recipe.base, content=content)
+            if base is None or base.status == "PENDING":
+                # It would be waited for by one who keeps others from building it.
+                raise _Failed(f"{recipe.base}, which it is built on, is not built: build that first")
+            if base.status == "FAILED":
+                raise _Failed(f"{recipe.base}, which it is built on, has failed: {base.error}")
+            if base.over:
+                break
+            self._progress(work, 0, f"waits for {recipe.base}")
+            time.sleep(_PAUSE)
+        if base.digest not in buildah.images():
+            raise _Failed(f"{recipe.base}, which it is built on, is not there any more: build that first")
+        return definition.local(recipe.base)
+
+    # --- a child
+
+    def _run(
+        self, work: Work, command: list[str], environment: dict[str, str], transcript: BuildTranscript | PushTranscript
+    ) -> str:
+        """Return why a command of buildah's has failed, "" where it has not; what it says is recorded."""
+        self._say(work, f"$ {shown(command)}\n".encode())
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                child = process.spawn(command, environment, streams=(writing, writing), background=True)
+            finally:
+                os.close(writing)
+            try:
+                self._hear(work, reading, transcript)
+            except BaseException:
+                child.send(process.SIGKILL)
+                raise
+            finally:
+                process.wait(child)
+        finally:
+            os.close(reading)
+        return transcript.error(child.code, child.signal) if child.code or child.signal else ""
+
+    def _hear(self, work: Work, reading: int, transcript: BuildTranscript | PushTranscript) -> None:
+        """Record what is said, at once where nothing was said of late: each record is a transaction."""
+        heard, due, moved, ended = b"", 0.0, False, False
+        while not ended or heard:
+            patience = max(0.0, due - time.monotonic()) if heard else None
+            if not ended and select.select([reading], [], [], patience)[0]:
+                data = os.read(reading, _PIECE)
+                ended = not data
+                heard += data
+                moved = transcript.hear(data) or moved
+            if heard and (ended or len(heard) >= _PIECE or time.monotonic() >= due):
+                if moved:
+                    self._progress(work, transcript.percent, transcript.activity)
+                self._say(work, heard)
+                heard, moved, due = b"", False, time.monotonic() + _PAUSE
+
+    # --- recording
+
+    def _progress(self, work: Work, percent: int, activity: str) -> None:
+        with suppress(Unreachable):
+            if not self._records.progress(work.id, percent, activity):
+                raise _Lost
+
+    def _say(self, work: Work, data: bytes) -> None:
+        # What cannot be recorded now is not worth a build: the end is, and tells what could not be.
+        with suppress(Unreachable):
+            if not self._records.say(work.id, data):
+                raise _Lost
+
+    def _record(self, end: Callable[[], bool]) -> None:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                end()
+                return
+            except Unreachable:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(1)
+
+
+class _Failed(SidecarError):
+    """What was asked for cannot be made; the message is the error of the work."""
+
+
+def _take_slot(site: Site) -> int:
+    """Return the locked file of a slot that was free, -1 where none is."""
+    folder = os.path.join(site.folder, _FOLDER)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.stat(site.folder).st_uid != os.geteuid():
+            raise Unreachable(f"{site.folder} is another user's: builders need one of their own")
+        for number in range(site.slots):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            slot = os.open(os.path.join(folder, f"slot-{number}"), flags, 0o600)
+            try:
+                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return slot
+            except BlockingIOError:
+                os.close(slot)
+            except OSError:
+                os.close(slot)
+                raise
+    except OSError as error:
+        raise Unreachable(f"builders cannot be counted in {folder}: {error.strerror}") from None
+    return -1
+
+
+@contextmanager
+def _alone(layout: str) -> Iterator[None]:
+    """Be the only one who writes to a layout: its list of images is read, changed and written."""
+    if not layout:
+        yield
+        return
+    os.makedirs(layout, exist_ok=True)
+    fd = os.open(layout, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _said(path: str) -> str:
+    with open(path) as file:
+        return file.read(1024).strip()
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
