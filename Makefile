@@ -134,16 +134,18 @@ $(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard i
 # With what a pod that fails has said in build/pods.
 test-pods: $(VENV)/.test images
 	@$(BIN)/python -m compileall -q sidecar
-	$(BIN)/python -m pytest -n 2 tests/pods
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/pods
 
+# Work is stolen: one that has nothing left takes half of what the slowest has, and tests of one module, which share clusters and
+# servers, stay with one worker until then.
 test: check servers wrapper
 	@$(BIN)/python -m compileall -q sidecar
-	$(BIN)/python -m pytest -n 4 -m 'not long' --ignore=tests/pods
-	SIDECAR_WRAP=$(CURDIR)/$(WRAPPER) $(BIN)/python -m pytest -n 4 -m 'not long' -k '$(OF_THE_WRAPPER)' $(TESTS_OF_THE_WRAPPER)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m 'not long' --ignore=tests/pods
+	SIDECAR_WRAP=$(CURDIR)/$(WRAPPER) $(BIN)/python -m pytest -n 4 --dist worksteal -m 'not long' -k '$(OF_THE_WRAPPER)' $(TESTS_OF_THE_WRAPPER)
 	@$(MAKE) --no-print-directory test-pods
 
 test-long: servers
-	$(BIN)/python -m pytest -n 2 --ignore=tests/pods
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/pods
 	@$(MAKE) --no-print-directory test-pods
 
 # Compiled again, so that what was edited meanwhile is not compiled at each start that is measured.

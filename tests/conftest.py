@@ -1,5 +1,6 @@
 """What the tests share: stores, a tree to save in them, a small disk, and signals that are heard."""
 
+import gc
 import os
 import random
 import resource
@@ -19,6 +20,16 @@ from sidecar.store import Store, open_store
 
 # The asserts of contracts tell what they found, as those of tests do.
 pytest.register_assert_rewrite("session_contract")
+
+# What is collected stays to the end: who looks through all of it again and again for garbage takes a fifth of the time that
+# collecting takes, and every process that is forked from there copies what that has touched.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
 
 # A shell that puts the tests into the background has SIGINT and SIGQUIT ignored, nohup has SIGHUP; every child inherits that.
 for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):

@@ -110,9 +110,9 @@ def made(
 _FOLDERS: list[Path] = []
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def templates() -> Iterator[None]:
-    """Remove the clusters that others were copied from, once the tests of a module are over."""
+    """Remove the clusters that others were copied from, once all tests are over."""
     yield
     _template.cache_clear()
     while _FOLDERS:
