@@ -39,7 +39,17 @@ BATTERIES = {"wrap_datamon": "fuse", "wrap_datamon_pg": "postgres"}
 ABOVE = 5  # seconds that a pod must have beside the grace of its containers: for the kubelet, and for last words
 CLOSED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
-of_kubernetes = [README] + [path for path in manifests() if documents(path)[-1]["kind"] != "Workflow"]
+# Sessions end; these serve, and are written by hand.
+SERVICES = ("functions-deployment", "functions-knative")
+
+
+def of_knative(document: dict[str, Any]) -> bool:
+    return bool(document["apiVersion"].startswith("serving.knative.dev/"))
+
+
+of_kubernetes = [README] + [
+    path for path in manifests() if documents(path)[-1]["kind"] != "Workflow" and not of_knative(documents(path)[-1])
+]
 of_argo = [path for path in manifests() if documents(path)[-1]["kind"] == "Workflow"]
 with_pods = pytest.mark.parametrize(
     "pod",
@@ -54,6 +64,8 @@ with_every_pod = pytest.mark.parametrize(
 
 def oldest(document: dict[str, Any]) -> str:
     """Return the oldest of VERSIONS that knows what a document asks for."""
+    if document["kind"].startswith("MutatingAdmissionPolicy"):
+        return "1.37"
     if '"restartPolicy": "Always"' in json.dumps(document) or "podFailurePolicy" in document.get("spec", {}):
         return "1.29"
     return VERSIONS[0]
@@ -62,15 +74,20 @@ def oldest(document: dict[str, Any]) -> str:
 # --- what they are made of --------------------------------------------------------------------------------------------
 
 
+def is_written(path: Path) -> bool:
+    """Tell whether a manifest is written by hand."""
+    return path.parts[0] in ("store.yaml", *SERVICES)
+
+
 def test_every_manifest_is_what_the_command_that_its_page_shows_makes_byte_for_byte(tmp_path: Path) -> None:
-    there = {path.relative_to(EXAMPLES): path.read_bytes() for path in manifests() if path != EXAMPLES / "store.yaml"}
+    there = {path.relative_to(EXAMPLES): path.read_bytes() for path in manifests() if not is_written(path.relative_to(EXAMPLES))}
     copy = tmp_path / "k8s-examples"
     shutil.copytree(EXAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for path in there:
         (copy / path).unlink()
     for page in sorted(copy.glob("*/README.md")):
         examples.run(page)
-    made = {path.relative_to(copy): path.read_bytes() for path in manifests(copy) if path != copy / "store.yaml"}
+    made = {path.relative_to(copy): path.read_bytes() for path in manifests(copy) if not is_written(path.relative_to(copy))}
     assert set(made) == set(there)
     for path, text in there.items():
         assert made[path].decode() == text.decode(), path
@@ -130,11 +147,47 @@ def fault(document: dict[str, Any], version: str = VERSIONS[-1]) -> str:
             error = best_match(error.context)
     else:
         try:
-            kubernetes_validate.validate(document, version, strict=True)
+            for each in as_kubernetes(document) if of_knative(document) else [document]:
+                kubernetes_validate.validate(each, version, strict=True)
             return ""
         except kubernetes_validate.ValidationError as refused:
             error = refused
+        except (kubernetes_validate.SchemaNotFoundError, KeyError) as unknown:
+            return repr(unknown)
     return "" if error is None else f"{list(error.absolute_path)}: {error.message[:300]}"
+
+
+def as_kubernetes(service: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a Service of Knative's is made of, as far as Kubernetes knows it; a KeyError where more is in it, or less.
+
+    Its schema in Kubernetes lets the specification of a pod be anything.
+    """
+    template = service["spec"]["template"]
+    if [set(each) for each in (service, service["spec"], template)] != [
+        {"apiVersion", "kind", "metadata", "spec"},
+        {"template"},
+        {"metadata", "spec"},
+    ]:
+        raise KeyError(*service)
+    spec = copy.deepcopy(template["spec"])
+    del spec["containerConcurrency"], spec["timeoutSeconds"]
+    for container in spec["containers"]:
+        for key in ("readinessProbe", "livenessProbe"):
+            # Which port it is, Knative knows.
+            container[key]["httpGet"]["port"] = 8080
+    named = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": service["metadata"]}
+    return [named, {"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": spec}]
+
+
+def test_every_service_of_knatives_is_made_of_what_kubernetes_knows_and_knative_takes() -> None:
+    (service,) = [each for path in manifests() for each in documents(path) if of_knative(each)]
+    assert [fault(service, version) for version in VERSIONS] == [""] * len(VERSIONS)
+    spec = service["spec"]["template"]["spec"]
+    # Of a pod and its containers Knative takes these alone, by its own list, whatever is configured.
+    assert set(spec) <= {"containerConcurrency", "timeoutSeconds", "enableServiceLinks", "containers", "volumes"}
+    (container,) = spec["containers"]
+    assert set(container["securityContext"]) <= {"runAsUser", "readOnlyRootFilesystem", "capabilities"}
+    assert not {"lifecycle", "startupProbe"} & set(container)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -152,11 +205,15 @@ def test_every_workflow_is_one_of_argo(path: Path) -> None:
     assert [fault(document) for document in documents(path)] == [""]
 
 
+# Below these, names are the user's to choose.
+CHOSEN = {"annotations", "data", "labels", "limits", "matchLabels", "requests", "selector"}
+
+
 def keys(node: object, where: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Yield the place of every key of a document whose name is not the user's to choose."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if key not in ("apiVersion", "kind") and not {"data", "labels", "limits", "requests"} & set(where):
+            if key not in ("apiVersion", "kind") and not CHOSEN & set(where):
                 yield (*where, key)
             yield from keys(value, (*where, key))
     elif isinstance(node, list):
@@ -384,7 +441,7 @@ def test_what_a_job_goes_by_is_one_of_its_containers() -> None:
 
 
 def folders() -> list[Path]:
-    return sorted(path for path in EXAMPLES.iterdir() if path.is_dir())
+    return sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and path.name not in SERVICES)
 
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda path: path.name)
@@ -450,6 +507,27 @@ def test_what_a_page_has_one_do_is_in_order(folder: Path, tmp_path: Path) -> Non
             case _:
                 raise AssertionError((tool, verb))
     assert begun - {"persistentvolumeclaim/store"} == ended
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_explained_and_what_its_page_has_one_apply_is_all_there_is(name: str, tmp_path: Path) -> None:
+    folder = EXAMPLES / name
+    page = (folder / "README.md").read_text()
+    assert len(page.splitlines()) <= 30
+    assert f"({name}/README.md)" in (EXAMPLES / "README.md").read_text()
+    asks = asked(folder, tmp_path)
+    made = [words for tool, verb, *words in asks if (tool, verb) == ("kubectl", "create")]
+    # A secret on a command line could be read by all who are on the machine.
+    assert made == [["secret", "generic", "functions", "--from-file=token=/dev/stdin"]]
+    applied = {word for tool, verb, *words in asks if (tool, verb) == ("kubectl", "apply") for word in words if word != "-f"}
+    assert applied == {path.name for path in folder.glob("*.yaml")}
+    assert all(f"({each})" in page for each in applied)
+    for document in (each for path in folder.glob("*.yaml") for each in documents(path)):
+        if "template" in document["spec"]:
+            (container,) = document["spec"]["template"]["spec"]["containers"]
+            assert container["image"] == f"localhost/sidecar/runtime-python-3.11:{__version__}"
+            (secret,) = [each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each]
+            assert secret == {"name": "functions", "key": "token"}
 
 
 def test_what_an_example_reads_another_one_has_made() -> None:

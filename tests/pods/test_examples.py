@@ -17,12 +17,14 @@ from sidecar.coordination.protocol import DONE
 from sidecar.store import open_store
 
 SIMULATED = {"argo": "test_kubelet_argo.py", "native-sidecars": "test_kubelet.py"}
+# These do not end, and no store is behind them.
+SERVICES = {"functions-deployment": "test_functions_scale.py", "functions-knative": "test_functions_scale.py"}
 
 
 def stories() -> list[tuple[str, list[Path]]]:
     """Return each example's folder with the manifests that are run one after another on one store."""
     found = []
-    for folder in sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and path.name not in SIMULATED):
+    for folder in sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and path.name not in SIMULATED | SERVICES):
         paths = manifests(folder)
         numbered = [path for path in paths if path.name[0].isdigit()]
         found += [(folder.name, [path]) for path in paths if path not in numbered]
@@ -52,8 +54,10 @@ def test_the_example_ends_well_and_leaves_what_it_says(
 
 
 def test_every_example_is_run_here_or_by_a_simulation() -> None:
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == {example for example, _ in stories()} | set(SIMULATED)
-    for example, tests in SIMULATED.items():
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == {example for example, _ in stories()} | set(
+        SIMULATED | SERVICES
+    )
+    for example, tests in (SIMULATED | SERVICES).items():
         assert f'"{example}"' in (Path(__file__).parent / tests).read_text()
 
 
