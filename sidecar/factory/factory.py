@@ -1,0 +1,253 @@
+"""The factory, as commands, pages and other programs ask it: which images are built and pushed, how far that is, what went wrong.
+
+Nothing is remembered here. What is in a context, in the store of images and at a provider is looked at whenever it is asked for;
+what was asked for, and what came of it, is in the records, which every process sees alike. Whoever asks for anything first
+has the dead buried and a builder begun for what waits: so no work waits for somebody who is not there any more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from sidecar.errors import ConfigurationError, Fault, ParametersError
+from sidecar.factory.builder import SLOTS, Site, see_to
+from sidecar.factory.context import digest, digests, open_definition
+from sidecar.factory.definition import Definition
+from sidecar.factory.manifests import ours, parts, read_manifest
+from sidecar.factory.model import (
+    TARGETS,
+    Asked,
+    At,
+    Conflict,
+    Found,
+    Image,
+    Kind,
+    Named,
+    Provider,
+    Target,
+    Work,
+    image_status,
+    offers,
+    presence,
+)
+from sidecar.factory.provider import WITHIN, look
+from sidecar.factory.records import open_records
+
+# How often at most providers are asked again because a push has come to its end meanwhile.
+_TRIES = 3
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,253}[A-Za-z0-9])?")
+_LABELS = 64
+_VALUE = 4096
+_OURS = "sidecar."
+
+
+class Factory:
+    """The images that the file `definition` defines, and the works that are recorded in `state`.
+
+    `state` is a folder, or a postgresql:// URL; then `folder` is where this machine keeps images. A registry has `within` seconds
+    to answer each question. May be used by several threads.
+    """
+
+    def __init__(self, definition: str, state: str, folder: str = "", *, slots: int = SLOTS, within: float = WITHIN) -> None:
+        if "://" in state and not folder:
+            raise ConfigurationError("the state is a database: expected a folder of this machine's for its images, too")
+        place = os.path.abspath(folder or state)
+        self._site = Site(state if "://" in state else place, os.path.abspath(definition), place, slots)
+        self._within = within
+        self._records = open_records(self._site.state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the records. What was asked for goes on."""
+        self._records.close()
+
+    # --- images
+
+    def images(self) -> list[Image]:
+        """Return all images, by name, as they are now."""
+        definition = self._defined()
+        return self._looked_at(definition, digests(definition))
+
+    def image(self, name: str) -> Image:
+        """Return one image, as it is now; SourceMissing where there is none of that name."""
+        definition = self._defined()
+        return self._looked_at(definition, {name: digest(definition, name)})[0]
+
+    def providers(self) -> list[Provider]:
+        """Return where images may be pushed to."""
+        return [*self._defined().providers.values()]
+
+    def check(self, manifest: str, name: str = "manifest") -> list[Named]:
+        """Return the images that a manifest names, those of ours as they are now; `name` is what faults call it.
+
+        ParametersError where it is no YAML; [] where it names none.
+        """
+        named = read_manifest(manifest, name)
+        definition = self._defined()
+        repositories = {image: definition.of(image) for image in definition.images}
+        meant = {each.reference: ours(each.reference, repositories) for each in named}
+        contents = {image: digest(definition, image) for image in sorted({*filter(None, meant.values())})}
+        images = {image.name: image for image in self._looked_at(definition, contents)}
+        return [
+            Named(each.reference, each.line, image, _note(definition, each.reference, image))
+            if (image := images.get(meant[each.reference]))
+            else each
+            for each in named
+        ]
+
+    # --- works
+
+    def build(self, name: str, target: str = "", labels: Mapping[str, str] | None = None) -> Work:
+        """Have an image built as its context is now, and before it those of ours that it is built on; return at once.
+
+        Whoever asks for what is being built, or is built and there, is given that work. `target` is oci or docker, the image's
+        own where it is not said; `labels` become the image's.
+        """
+        definition = self._defined()
+        recipe = definition.image(name)
+        faults = [*_target_faults(target), *_label_faults(labels or {})]
+        if faults:
+            raise ParametersError(faults)
+        if target == "oci" and recipe.target == "docker":
+            raise Conflict(
+                f"{name} is made for docker alone: in the other format it would lose what it says to whoever builds on it"
+            )
+        there = self._site.buildah(definition).images()
+        for base in definition.bases(name):
+            self._ask(definition, base, definition.image(base).target, {}, there)
+        chosen: Target = "docker" if target == "docker" else recipe.target
+        work = self._ask(definition, name, chosen, labels or {}, there)
+        see_to(self._site, self._records)
+        return work
+
+    def push(self, build: int, provider: str) -> Work:
+        """Have what a build made pushed to a provider; return at once. Conflict where it is not built, or gone.
+
+        Whoever asks for what is being pushed, or is there, is given that work.
+        """
+        definition = self._defined()
+        to = definition.provider(provider)
+        work = self._records.get(build)
+        if work.kind != "build":
+            raise Conflict(f"work {build} is a push: expected a build")
+        if work.status != "COMPLETE":
+            raise Conflict(f"build {build} of {work.image} is {work.status}: only what is built can be pushed")
+        definition.image(work.image)
+        if work.digest not in self._site.buildah(definition).images():
+            raise Conflict(f"what build {build} made is not there any more: build {work.image} again")
+        latest = self._records.latest("push", work.image, provider)
+        found = Found()
+        if latest is not None and latest.status == "COMPLETE" and latest.build == build:
+            found = self._found(definition, [work.image], [to])[provider, work.image]
+        # What we put there may have been removed, or something else be there since, of ours or not.
+        kept = latest is not None and bool(found.digest) and found.digest == latest.digest
+        asked = Asked("push", work.image, work.target, work.content, provider, build, work.labels)
+        pushed = self._records.ask(asked, _now(), anew=not kept)
+        see_to(self._site, self._records)
+        return pushed
+
+    def works(self, kind: Kind | str = "", image: str = "") -> list[Work]:
+        """Return the latest builds and pushes, newest first; of a kind and of an image, where that is said."""
+        self._attend()
+        return self._records.find(kind, image)
+
+    def work(self, number: int) -> Work:
+        """Return a build or push as it is now; SourceMissing where there is none of that number."""
+        self._attend()
+        return self._records.get(number)
+
+    def log(self, number: int, offset: int = 0) -> bytes:
+        """Return what a work has said so far from that byte on, a piece of it."""
+        self._attend()
+        return self._records.log(number, offset)
+
+    # ---
+
+    def _defined(self) -> Definition:
+        self._attend()
+        return open_definition(self._site.definition)
+
+    def _attend(self) -> None:
+        self._records.bury(_now())
+        see_to(self._site, self._records)
+
+    def _ask(self, definition: Definition, name: str, target: Target, labels: Mapping[str, str], there: Iterable[str]) -> Work:
+        asked = Asked("build", name, target, digest(definition, name, target), labels=labels)
+        work = self._records.ask(asked, _now())
+        if work.status == "COMPLETE" and work.digest not in there:
+            work = self._records.ask(asked, _now(), anew=True)
+        return work
+
+    def _looked_at(self, definition: Definition, contents: Mapping[str, str]) -> list[Image]:
+        if not contents:
+            return []
+        there = self._site.buildah(definition).images()
+        pushes = self._pushes(definition, contents)
+        for _ in range(_TRIES):
+            found = self._found(definition, contents, definition.providers.values())
+            # A push that has come to its end meanwhile has put something else there than was found.
+            before, pushes = pushes, self._pushes(definition, contents)
+            if {key: work and work.over for key, work in before.items()} == {
+                key: work and work.over for key, work in pushes.items()
+            }:
+                break
+        images = []
+        for name, content in contents.items():
+            # One of what is there now, if there is any: a change that is taken back needs no other build.
+            build = self._records.latest("build", name, content=content) or self._records.latest("build", name)
+            status = image_status(build, content, build is not None and build.digest in there)
+            at = tuple(
+                At(to, presence(push, found[to, name], build, content), found[to, name].digest, push, found[to, name].unreachable)
+                for to in definition.providers
+                for push in [pushes[to, name]]
+            )
+            images.append(Image(name, content, definition.image(name).target, status, build, at, offers(name, status, build, at)))
+        return images
+
+    def _pushes(self, definition: Definition, names: Iterable[str]) -> dict[tuple[str, str], Work | None]:
+        return {(to, name): self._records.latest("push", name, to) for name in names for to in definition.providers}
+
+    def _found(self, definition: Definition, names: Iterable[str], providers: Iterable[Provider]) -> dict[tuple[str, str], Found]:
+        wanted = {to: {name: definition.reference(name, to) for name in names} for to in providers}
+        return look(wanted, self._within)
+
+
+def _note(definition: Definition, reference: str, image: Image) -> str:
+    """Return in what an image that a manifest names is not the one that is made here, "" for nothing."""
+    said = parts(reference)
+    if said.digest:
+        there = {at.digest for at in image.providers}
+        return "" if said.digest in there else f"no provider has {said.digest}"
+    tag = said.tag or "latest"
+    return "" if tag == definition.tag else f"{tag} is not made here: {definition.tag} is"
+
+
+def _target_faults(target: str) -> list[Fault]:
+    return [] if target in ("", *TARGETS) else [Fault("target", "", f"expected {' or '.join(TARGETS)}, not {target!r}")]
+
+
+def _label_faults(labels: Mapping[str, str]) -> list[Fault]:
+    faults = [Fault("labels", "", f"{len(labels)} of them: expected at most {_LABELS}")] if len(labels) > _LABELS else []
+    for name, value in labels.items():
+        if not _LABEL.fullmatch(name) or name.startswith(_OURS):
+            faults.append(
+                Fault(
+                    "labels", name[:64], f"expected letters and digits, with . _ / and - between them, not beginning with {_OURS}"
+                )
+            )
+        elif len(value) > _VALUE or not value.isprintable():
+            faults.append(Fault("labels", name, f"expected a value of one line, of at most {_VALUE} characters"))
+    return faults
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
