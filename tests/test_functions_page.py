@@ -208,6 +208,28 @@ def test_where_there_is_no_room_it_is_said_when_to_try_again(tab: Opened, server
     until(lambda: processes_that_say(token) == [], "it is ended")
 
 
+def test_where_no_worker_can_run_it_each_says_why(tab: Opened, server: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "broken-1").mkdir()
+    (tmp_path / "broken-1" / "runtime.sh").write_text("#!/nowhere\n")
+    (tmp_path / "broken-1" / "runtime.sh").chmod(0o755)
+    opened = tab(server("--runtimes", str(tmp_path)).url, viewport=PHONE)
+    page = run(opened, "x", language="broken:1")
+    says(opened, "no worker could run it.")
+    rows = page.get_by_role("table", name="Workers").locator("tbody tr")
+    assert rows.count() >= 2
+    assert all("worker-failed: bwrap: " in each for each in rows.all_inner_texts())
+    assert opened.overflowing() == []
+
+
+def test_on_a_phone_what_came_of_it_is_brought_into_sight(tab: Opened, shared: Server) -> None:
+    opened = tab(shared.url, viewport={**PHONE, "height": 560})
+    page = ready(opened)
+    expect(page.get_by_role("status")).not_to_be_in_viewport()
+    run(opened, "echo it")
+    says(opened, re.compile("^ok"))
+    expect(page.get_by_role("status")).to_be_in_viewport(ratio=1)
+
+
 def test_a_token_is_asked_for_where_one_is_needed_and_nothing_is_kept_of_it(tab: Opened, server: Callable[..., Server]) -> None:
     begun = server(SIDECAR_TOKEN=TOKEN)
     opened = tab(begun.url)

@@ -214,6 +214,7 @@ _PAGE = r"""<!doctype html>
       });
       if (answer.ok) show(await answer.json()); else await failed(answer);
     } catch (error) { gone(error); }
+    at("status").scrollIntoView({block: "nearest"});  // on a phone it is below
     if (document.activeElement === at("stop")) at("run").focus();
     at("stop").hidden = true;
     at("run").removeAttribute("aria-disabled");
