@@ -134,7 +134,7 @@ $(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard i
 # With what a pod that fails has said in build/pods.
 test-pods: $(VENV)/.test images
 	@$(BIN)/python -m compileall -q sidecar
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/pods
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests/pods
 
 # Work is stolen: one that has nothing left takes half of what the slowest has, and tests of one module, which share clusters and
 # servers, stay with one worker until then.

@@ -17,6 +17,13 @@ from processes import BIN, HANG
 from sidecar.testing import read_tree
 
 
+@pytest.fixture(params=["google", pytest.param("amazon", marks=pytest.mark.long)])
+def emulator(request: pytest.FixtureRequest) -> Emulator:
+    """One of them in the short form: commands know no store but by its contract, which both keep, see test_store_remote.py."""
+    found: Emulator = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
 def sidecar(emulator: Emulator) -> Callable[..., Any]:
     """Run `sidecar WORDS --json` with the store in a bucket, and return what it said."""
