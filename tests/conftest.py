@@ -19,7 +19,7 @@ from emulators import Emulator
 from sidecar.store import Store, open_store
 
 # The asserts of contracts tell what they found, as those of tests do.
-pytest.register_assert_rewrite("session_contract")
+pytest.register_assert_rewrite("session_contract", "factory_contract")
 
 # What is collected stays to the end: who looks through all of it again and again for garbage takes a fifth of the time that
 # collecting takes, and every process that is forked from there copies what that has touched.

@@ -323,6 +323,12 @@ def test_without_a_home_somebody_has_to_say_where_state_is(environment: dict[str
         state_folder(environment)
 
 
+def test_a_database_that_records_are_kept_in_is_no_place_for_what_is_kept_on_this_host() -> None:
+    with pytest.raises(ConfigurationError, match=r"--state DIR") as told:
+        state_folder({"SIDECAR_STATE": "postgresql://user:secret@host/db", "HOME": "/h"})
+    assert "secret" not in str(told.value)
+
+
 def test_the_directories_that_lead_to_it_are_made(tmp_path: Path) -> None:
     where = tmp_path / "a" / "b" / "state"
     State(str(where), (ONE,)).close()
