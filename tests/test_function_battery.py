@@ -36,8 +36,7 @@ RUNTIMES = TOP / "images" / "runtimes"
 DOCUMENT = f"runtimes: {RUNTIMES}\n"
 INVOKE = "/v1/functions/{}/invocations"
 # An application in Python, of the standard library alone: asks for what a language is handed, by what the battery's signal says.
-ASK = r"""
-import json, sys, urllib.request
+ASK = r"""import json, sys, urllib.request
 with open(sys.argv[1]) as file:
     told = json.load(file)["payload"]
 with open(told["tokenFile"]) as file:

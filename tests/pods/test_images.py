@@ -118,7 +118,7 @@ def test_the_artifacts_hold_their_files_and_nothing_that_could_run_them(machine:
 
 
 def test_containerfiles_name_no_registry_and_take_their_base_as_an_argument() -> None:
-    for path in sorted((TOP / "images").glob("*/Containerfile")):
+    for path in sorted([*(TOP / "images").glob("*/Containerfile"), *(TOP / "batteries").glob("*/Containerfile")]):
         text = path.read_text()
         bases = {line.split()[1] for line in text.splitlines() if line.startswith("FROM ")}
         assert bases <= {"${BASE}", "scratch"}, path
