@@ -166,6 +166,8 @@ class State:
     """
 
     def __init__(self, folder: str, migrations: Sequence[Sequence[str]] = MIGRATIONS, *, make: bool = True) -> None:
+        if "://" in folder:  # not named: a database's URL holds a password
+            raise ConfigurationError("state is kept in a directory of this host, and a URL names none; name one with --state DIR")
         self.folder = os.path.abspath(folder)
         self.path = os.path.join(self.folder, FILE)
         self._connection: _sqlite3.Connection | None = None

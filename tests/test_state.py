@@ -323,10 +323,17 @@ def test_without_a_home_somebody_has_to_say_where_state_is(environment: dict[str
         state_folder(environment)
 
 
-def test_a_database_that_records_are_kept_in_is_no_place_for_what_is_kept_on_this_host() -> None:
-    with pytest.raises(ConfigurationError, match=r"--state DIR") as told:
-        state_folder({"SIDECAR_STATE": "postgresql://user:secret@host/db", "HOME": "/h"})
-    assert "secret" not in str(told.value)
+def test_a_url_is_no_place_for_what_is_kept_on_this_host_and_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "postgresql://user:secret@host/db"
+    with pytest.raises(ConfigurationError, match="--state DIR") as found:
+        state_folder({"SIDECAR_STATE": url, "HOME": "/h"})
+    with pytest.raises(ConfigurationError, match="--state DIR") as opened:
+        State(url)
+    assert "secret" not in f"{found.value} {opened.value}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_directories_that_lead_to_it_are_made(tmp_path: Path) -> None:
