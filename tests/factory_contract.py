@@ -344,6 +344,12 @@ class RecordsContract:
             assert records.alive(worker)
         assert not records.alive(worker)
 
+    @pytest.mark.parametrize("name", ["", "..", "../state.sqlite3", "slot-1", "x" * 32, "A" * 32, "0" * 33, "\0"])
+    def test_a_name_that_is_none_of_a_lease_is_nobodys(self, records: Records, name: str) -> None:
+        assert not records.alive(name)
+        with pytest.raises(ValueError, match="no name"), records.lease(name):
+            pass
+
     def test_what_is_under_way_is_left_to_who_is_alive(self, records: Records, place: Place) -> None:
         records.ask(APP, 1)
         with self.begun(records) as work, place.open() as others:
@@ -366,7 +372,20 @@ class RecordsContract:
         assert records.bury(10) == []
         assert records.find(status=("PENDING",)) == pending
 
-    STEPS = ("lease", "claim", "progress", "say", "more", "say more", "finish")
+    def test_what_is_found_dead_by_eight_processes_at_once_is_buried_by_one(self, place: Place) -> None:
+        worker = new_worker()
+        with place.open() as records:
+            numbers = [records.ask(replace(APP, content=str(number)), 1).id for number in range(5)]
+            with records.lease(worker):
+                while records.claim(worker, 2) is not None:
+                    pass
+
+        def bury(tell: int) -> None:
+            with place.open() as records:
+                os.write(tell, b"".join(b"%d " % work.id for work in records.bury(3)))
+
+        said = b"".join(told_by(8, bury)).split()
+        assert sorted(map(int, said)) == numbers
 
     def do(self, records: Records, reached: Callable[[str], object]) -> None:
         """Do all that a builder does, and tell before each next step that the one before is done."""
@@ -384,7 +403,7 @@ class RecordsContract:
             records.finish(work.id, "d", "r", 3)
             reached("finish")
 
-    @pytest.mark.parametrize("step", STEPS)
+    @pytest.mark.parametrize("step", ["lease", "claim", "progress", "say", "more", "say more", "finish"])
     def test_a_builder_that_is_killed_is_buried_by_the_next_who_reads(self, place: Place, step: str) -> None:
         with place.open() as records:
             number = records.ask(APP, 1).id

@@ -194,14 +194,6 @@ def test_what_a_killed_builder_forked_and_has_its_lock_does_not_keep_it_alive(tm
         os.close(tell)
 
 
-@pytest.mark.parametrize("name", ["", "..", "../state.sqlite3", "slot-1", "x" * 32, "A" * 32])
-def test_a_name_that_is_none_of_a_lease_is_nobodys(tmp_path: Path, name: str) -> None:
-    with open_records(str(tmp_path / "state")) as records:
-        assert not records.alive(name)
-        with pytest.raises(ValueError, match="no name"), records.lease(name):
-            pass
-
-
 def test_a_link_in_the_place_of_leases_is_not_followed(tmp_path: Path) -> None:
     with open_records(str(tmp_path / "state")) as records:
         (tmp_path / "elsewhere").mkdir()
@@ -352,6 +344,17 @@ def test_tables_of_others_in_the_same_database_are_left_alone(database: Database
     with database.open() as records:
         records.ask(APP, 1)
     assert database.query("SELECT * FROM public.work") == []
+
+
+def test_who_may_make_a_schema_needs_no_more_rights(database: Database) -> None:
+    database.query(f"CREATE ROLE owner_of_{database.name} LOGIN")
+    database.query(f"ALTER DATABASE {database.name} OWNER TO owner_of_{database.name}")
+    worker = new_worker()
+    with open_records(database.url.replace("postgres:", f"owner_of_{database.name}:", 1)) as records, records.lease(worker):
+        work = records.ask(APP, 1)
+        assert records.claim(worker, 2) is not None
+        assert records.alive(worker)
+        assert records.finish(work.id, "d", "r", 3)
 
 
 # --- passwords, and where records are ----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from sidecar.errors import ConfigurationError, SidecarError, Unreachable
-from sidecar.factory.records_sql import Execute, Row, SqlRecords
+from sidecar.factory.records_sql import Execute, Row, SqlRecords, check_worker, is_worker
 
 Connection = psycopg.Connection[Row]
 
@@ -202,6 +202,7 @@ class PostgresRecords(SqlRecords):
     @contextmanager
     def lease(self, worker: str) -> Iterator[None]:
         """Hold a lease until the end of the block, also when the server was away meanwhile."""
+        check_worker(worker)
         held = _Lease(self._server, worker)
         try:
             yield
@@ -210,6 +211,8 @@ class PostgresRecords(SqlRecords):
 
     def alive(self, worker: str) -> bool:
         """Tell whether somebody holds a lease, or may take it again soon."""
+        if not is_worker(worker):
+            return False
         rows = self._reading(
             "SELECT server <> pg_postmaster_start_time() AND pg_postmaster_start_time() > now() - make_interval(secs => ?), "
             "pg_try_advisory_xact_lock_shared(?) FROM lease WHERE worker = ?",
@@ -334,10 +337,7 @@ def _execute(connection: Connection, sql: str, *parameters: object) -> list[Row]
 
 def _key(worker: str) -> int:
     """Return the number of the lock of a worker, whose name is random; 63 bits of it."""
-    try:
-        return int(worker[:16], 16) >> 1
-    except ValueError:
-        raise ValueError(f"{worker!r} is no name that new_worker made") from None
+    return int(worker[:16], 16) >> 1
 
 
 def _upgrade(connection: Connection, name: str) -> None:

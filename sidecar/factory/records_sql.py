@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -46,9 +47,23 @@ _DIED = "the builder died"
 _LARGEST = (1 << 63) - 1
 
 
+_WORKER = re.compile(r"[0-9a-f]{32}")
+
+
 def new_worker() -> str:
     """Return a name that no other lease has."""
     return os.urandom(16).hex()
+
+
+def is_worker(name: str) -> bool:
+    """Tell whether `new_worker` may have made this name."""
+    return _WORKER.fullmatch(name) is not None
+
+
+def check_worker(name: str) -> None:
+    """ValueError where `new_worker` has not made this name."""
+    if not is_worker(name):
+        raise ValueError(f"{name!r} is no name that new_worker made")
 
 
 class SqlRecords(ABC):

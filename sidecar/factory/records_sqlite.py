@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sidecar import process
 from sidecar.errors import Unreachable
-from sidecar.factory.records_sql import Execute, Row, SqlRecords
+from sidecar.factory.records_sql import Execute, Row, SqlRecords, check_worker, is_worker
 from sidecar.state import State
 
 FOLDER = "builders"
-_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class SqliteRecords(SqlRecords):
@@ -60,6 +58,7 @@ class SqliteRecords(SqlRecords):
     @contextmanager
     def lease(self, worker: str) -> Iterator[None]:
         """Hold a lease until the end of the block."""
+        check_worker(worker)
         try:
             with suppress(FileExistsError):
                 os.mkdir(FOLDER, 0o700, dir_fd=self.state.fd)
@@ -82,7 +81,7 @@ class SqliteRecords(SqlRecords):
 
     def alive(self, worker: str) -> bool:
         """Tell whether somebody holds a lease; Unreachable where that cannot be told."""
-        if not _NAME.fullmatch(worker):
+        if not is_worker(worker):
             return False
         try:
             fd = os.open(f"{FOLDER}/{worker}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.state.fd)
@@ -101,7 +100,7 @@ class SqliteRecords(SqlRecords):
             os.close(fd)
 
     def _drop(self, worker: str) -> None:
-        if _NAME.fullmatch(worker):
+        if is_worker(worker):
             with suppress(OSError):
                 os.unlink(f"{FOLDER}/{worker}", dir_fd=self.state.fd)
 
@@ -111,8 +110,6 @@ class SqliteRecords(SqlRecords):
 
 def _take(folder: int, worker: str) -> int:
     """Return the locked file of a lease, which tells whose it is."""
-    if not _NAME.fullmatch(worker):
-        raise ValueError(f"{worker!r} is no name that new_worker made")
     while True:
         fd = os.open(worker, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
@@ -130,7 +127,7 @@ def _take(folder: int, worker: str) -> int:
 def _sweep(folder: int) -> None:
     """Remove the leases that nobody holds."""
     for name in os.listdir(folder):
-        if not _NAME.fullmatch(name):
+        if not is_worker(name):
             continue
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
