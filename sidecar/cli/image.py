@@ -22,7 +22,6 @@ from sidecar.cli.listing import json_option, print_json, print_table
 from sidecar.cli.works import AnyFactory, called, wait
 from sidecar.errors import DATA, IO, OK, UNAVAILABLE, SidecarError, SourceMissing, UsageError
 from sidecar.factory.model import TARGETS, At, Conflict, Image, Named, Work
-from sidecar.parameters.settings import unknown
 
 if TYPE_CHECKING:
     from sidecar.factory.factory import Factory
@@ -310,7 +309,7 @@ def _counting(asked: AnyFactory, providers: Sequence[str]) -> list[str]:
     there = [each.name for each in asked.providers()]
     for name in providers:
         if name not in there:
-            raise SourceMissing(unknown("provider", name, there) if there else f"no provider {name}: there is none", there)
+            raise SourceMissing(f"there is no provider {name}; there is {', '.join(there) or 'none at all'}", there)
     return [*providers] or there
 
 
