@@ -117,7 +117,7 @@ class Buildah:
                 return
             for driver in _DRIVERS:
                 self._write("storage.conf", self._storage(driver))
-                if (ran := self._run("images", "--quiet", check=False)).returncode == 0:
+                if (ran := self.run("images", "--quiet", check=False)).returncode == 0:
                     return
         except OSError as error:
             raise Unreachable(f"images cannot be kept in {self.store}: {error.strerror}") from None
@@ -134,13 +134,13 @@ class Buildah:
             return {}
         now = about.st_ino, about.st_mtime_ns, about.st_size
         if self._seen is None or self._seen[0] != now:
-            found = json.loads(self._run("images", "--all", "--no-trunc", "--json").stdout or "[]")
+            found = json.loads(self.run("images", "--all", "--no-trunc", "--json").stdout or "[]")
             self._seen = now, {_id(each["id"]): tuple(each["names"] or ()) for each in found}
         return self._seen[1]
 
     def layers(self, image: str) -> int:
         """Return how many layers the image of an id has."""
-        return int(self._run("inspect", "--type=image", "--format={{len .OCIv1.RootFS.DiffIDs}}", image).stdout)
+        return int(self.run("inspect", "--type=image", "--format={{len .OCIv1.RootFS.DiffIDs}}", image).stdout)
 
     # --- builds
 
@@ -160,7 +160,7 @@ class Buildah:
             if not os.listdir(builds):
                 return True
             with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
-                self._run("rm", "--all")
+                self.run("rm", "--all")
                 for each in os.listdir(builds):
                     shutil.rmtree(os.path.join(builds, each))
         except FileNotFoundError:
@@ -198,10 +198,12 @@ class Buildah:
             "[storage.options]\nadditionalimagestores = []\n"
         )
 
-    def _run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Have buildah do something else in its store; Unreachable where it fails, unless that is not to be checked."""
         try:
+            # It mounts the store on itself, and leaves that so: in a namespace that is gone with it.
             ran = subprocess.run(
-                ["buildah", *arguments],
+                [*_ALONE[:2], "buildah", *arguments],
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -211,7 +213,7 @@ class Buildah:
                 check=False,
             )
         except FileNotFoundError:
-            raise ConfigurationError("buildah is not installed: it is in Debian's package buildah") from None
+            raise ConfigurationError("unshare is not installed: it is in Debian's package util-linux") from None
         except subprocess.TimeoutExpired:
             raise Unreachable(f"buildah has not answered for {_PATIENCE:g} s, asked for what is in {self.store}") from None
         if check and ran.returncode:

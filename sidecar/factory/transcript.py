@@ -19,8 +19,9 @@ import re
 import unicodedata
 
 LONGEST = 1 << 16
-# What is told of a step, and of an error.
+# What is told of a step, and of an error, which says why at its end.
 _SHOWN = 200
+_TOLD = 2000
 _NEARLY = 99
 
 _STEP = re.compile(r"(?:\[(\d{1,4})/(\d{1,4})\] )?STEP (\d{1,5})/(\d{1,5}): (.*)")
@@ -54,7 +55,7 @@ class _Transcript:
 
     def _why(self, status: int) -> str:
         # Without an error of its own it may not even have begun: then what was said last tells why.
-        return shown(self._said or ("" if self.activity else self._last)) or f"buildah ended with status {status}"
+        return shown(self._said or ("" if self.activity else self._last), _TOLD) or f"buildah ended with status {status}"
 
     def _more(self, data: bytes) -> None:
         self._line += data[: LONGEST - len(self._line)]
@@ -88,7 +89,7 @@ class BuildTranscript(_Transcript):
         if signal:
             return f"buildah was ended by signal {signal}{self._at()}"
         if match := _FAILED_AT.fullmatch(self._said):
-            return f"{self.activity or 'STEP ' + shown(match[1])}: {shown(match[2])}"
+            return f"{self.activity or 'STEP ' + shown(match[1])}: {shown(match[2], _TOLD)}"
         return f"{self._why(status)}{self._at()}"
 
     def _at(self) -> str:
@@ -139,7 +140,7 @@ class PushTranscript(_Transcript):
         self._reach(100 * min(len(self._blobs) + self._others, self._parts) // (self._parts + 1), line)
 
 
-def shown(line: str) -> str:
+def shown(line: str, most: int = _SHOWN) -> str:
     """Return a line as it can be shown anywhere: without control characters, and not too long."""
-    plain = "".join(" " if unicodedata.category(each)[0] == "C" else each for each in line[: _SHOWN + 1])
-    return plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 1]}…"
+    plain = "".join(" " if unicodedata.category(each)[0] == "C" else each for each in line[: most + 1])
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
