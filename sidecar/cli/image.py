@@ -112,10 +112,10 @@ def _push_option(text: str) -> Callable[[Function], Function]:
     )
 
 
-def _ending(statuses: str, example: str) -> str:
+def _ending(own: str, example: str, *, data: str = "", missing: str = "", io: str = "") -> str:
     return (
-        f"\b\nExit status: {statuses}\n2 usage; 65 FILE is malformed, every fault with its line; 66 there is no such FILE; "
-        f"74 the records cannot be\nread or written; 78 it cannot be done here.\nExample:  {example}"
+        f"\b\nExit status: {own}\n2 usage; 65 factory.yaml is malformed{data}; 66 there is no factory.yaml{missing};\n"
+        f"74 the records cannot be read or written{io}; 78 it cannot be done here.\nExample:  {example}"
     )
 
 
@@ -148,9 +148,11 @@ def list_(factory: str, as_json: bool) -> None:
 
 @image.command(
     epilog=_ending(
-        "0 all of ours are built as they are, and pushed; 1 some are not; 69 a build or push has failed (--apply);\n"
-        "74 a provider does not tell what it has; 65 a manifest is no YAML, or no image is named;",
+        "0 all of ours are built as they are, and pushed; 1 some are not; 69 a build or push has failed (--apply);",
         "sidecar image check -f k8s-examples/job/job.yaml --push here --apply",
+        data=", a manifest is no YAML, or names no image",
+        missing=", or provider",
+        io=",\nor a provider does not tell what it has",
     )
 )
 @click.option(
@@ -190,7 +192,12 @@ def check(files: tuple[str, ...], applying: bool, providers: tuple[str, ...], fa
 
 
 @image.command(
-    epilog=_ending("0; 69 a build or push has failed; 66 there is no such image;", "sidecar image build app --push here")
+    epilog=_ending(
+        "0; 69 a build or push has failed;",
+        "sidecar image build app --push here",
+        data=", or a label is",
+        missing=", image or provider",
+    )
 )
 @click.argument("names", nargs=-1, metavar="[IMAGE]...", shell_complete=_completed("images"))
 @click.option("--all", "all_", is_flag=True, help="All images.")
@@ -233,9 +240,7 @@ def build(
 
 
 @image.command(
-    epilog=_ending(
-        "0; 69 a push has failed; 66 there is no such image or provider; 78 it is not built;", "sidecar image push app here"
-    )
+    epilog=_ending("0; 69 a push has failed; 78 it is not built;", "sidecar image push app here", missing=", image or provider")
 )
 @click.argument("name", metavar="IMAGE", shell_complete=_completed("images"))
 @click.argument("providers", metavar="PROVIDER...", nargs=-1, required=True, shell_complete=_completed("providers"))
@@ -258,7 +263,7 @@ def push(name: str, providers: tuple[str, ...], leaving: bool, factory: str, as_
 
 @image.command(
     epilog=_ending(
-        "0; 69 a work has failed that was waited for (--watch); 66 there is no such work;", "sidecar image status 7 --watch"
+        "0; 69 a work has failed that was waited for (--watch);", "sidecar image status 7 --watch", missing=", or work"
     )
 )
 @click.argument("number", metavar="[WORK]", type=click.IntRange(1), required=False, shell_complete=_works_completed)
@@ -282,7 +287,7 @@ def status(number: int | None, watch: bool, factory: str, as_json: bool) -> int:
     return OK
 
 
-@image.command(epilog=_ending("0; 66 there is no such work;", "sidecar image log 7 --follow"))
+@image.command(epilog=_ending("0;", "sidecar image log 7 --follow", missing=", or work"))
 @_number
 @click.option("--follow", is_flag=True, help="Until it is over.")
 @factory_option
