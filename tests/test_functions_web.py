@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_who_does_not_know_the_token_is_401_everywhere_but_where_nothing_is_told
                 assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
             assert ask({"Authorization": f"bearer {TOKEN}", "Host": "far.example"}).status_code == 200
         assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/openapi.json", "/")] == [204, 204, 200, 200]
+
+
+def test_who_sends_much_and_does_not_know_the_token_is_told_why(server: Callable[..., Server]) -> None:
+    begun = server(SIDECAR_TOKEN=TOKEN)
+    with socket.create_connection(("127.0.0.1", begun.port), timeout=HANG) as connection:
+        head = f"POST {INVOKE.format('bash')} HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n"
+        connection.sendall(head.encode())
+        # Two thirds are sent long after it was refused, if it was refused at once.
+        for _ in range(3):
+            connection.sendall(b"#" * 166_000)
+            time.sleep(0.05)
+        connection.sendall(b"#" * 2000)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401")
 
 
 def test_the_page_lets_nothing_be_asked_of_others(client: httpx.Client) -> None:

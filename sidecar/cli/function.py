@@ -16,6 +16,7 @@ import click
 from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain
 from sidecar.cli.listing import json_option, print_json, print_table
+from sidecar.cli.server import token_of, token_option
 from sidecar.errors import DEADLINE, ConfigurationError, UsageError
 from sidecar.functions.answer import MOST, MOST_WORKERS, Answer, Asked, Limits
 from sidecar.functions.runtimes import Runtime, find_runtimes
@@ -26,7 +27,7 @@ INSTALLED = "/opt/runtimes"
 # 128 + n, as where a signal ended the program: of what it wrote too much of, that is what did.
 _SIGNALLED = 128
 
-_runtimes = click.option(
+runtimes_option = click.option(
     "--runtimes",
     "folders",
     metavar="DIR",
@@ -63,7 +64,7 @@ Example:  sidecar function run --timeout 10s python:3.11 sum.py -- 1 2 3""",
 @click.option("--timeout", type=Seconds(), metavar="T", default="3s", show_default=True, help="How long it may take.")
 @click.option("--context", metavar="TEXT", default="", help="What the program finds in $CONTEXT, JSON as a rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, with the workers.")
-@_runtimes
+@runtimes_option
 def run(
     runtime: str,
     file: str,
@@ -80,7 +81,7 @@ def run(
     Standard input is the program's, its output and status are the command's. It has no network and sees no file of this machine.
     """
     # Here whoever asks decides how long.
-    service = Service(_found(folders), limits=replace(MOST, wall=max(MOST.wall, timeout)))
+    service = Service(found_runtimes(folders), limits=replace(MOST, wall=max(MOST.wall, timeout)))
     source = _read(file)
     limits = replace(Limits(), wall=timeout, cpu=max(Limits().cpu, int(timeout)))
     given = arguments[1:] if arguments[:1] == ("--",) else arguments
@@ -97,11 +98,11 @@ def run(
     "list",
     epilog="\b\nExit status: 0; 2 usage; 74 a folder cannot be read; 78 none is named.\nExample:  sidecar function list --json",
 )
-@_runtimes
+@runtimes_option
 @json_option
 def list_(folders: tuple[str, ...], as_json: bool) -> None:
     """List the runtimes. Python: functions.runtimes.find_runtimes."""
-    found = _found(folders)
+    found = found_runtimes(folders)
     if as_json:
         print_json([{"language": each.language, "version": each.version} for each in found])
     elif found:
@@ -116,14 +117,14 @@ Example:  sidecar function serve --port 8080 --runtimes images/runtimes""",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens; beyond the loopback it needs a token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Which port it listens to.")
-@click.option("--token-file", metavar="FILE", help="The bearer token that is asked for.  [default: $SIDECAR_TOKEN, if any]")
+@token_option
 @click.option(
     "--most", type=click.IntRange(1), metavar="N", help="How many calls may run at a time.  [default: two for each processor]"
 )
 @click.option(
     "--timeout", type=Seconds(), metavar="T", default="60s", show_default=True, help="The most that a call may ask for."
 )
-@_runtimes
+@runtimes_option
 def serve(host: str, port: int, token_file: str | None, most: int | None, timeout: float, folders: tuple[str, ...]) -> None:
     """Run what is posted, over HTTP. Python: web.functions.application.
 
@@ -134,14 +135,13 @@ def serve(host: str, port: int, token_file: str | None, most: int | None, timeou
         from sidecar.web.serve import serve as serve_web
     except ImportError:
         raise ConfigurationError("the server is not installed: pip install 'sidecar-toolkit[server]'") from None
-    token = os.environ.get("SIDECAR_TOKEN", "") if token_file is None else _read(token_file).decode(errors="replace").strip()
-    if token_file is not None and not token:
-        raise ConfigurationError(f"{token_file} is empty: expected a token")
-    service = Service(_found(folders), most or 2 * (os.cpu_count() or 1), replace(MOST, wall=timeout))
+    token = token_of(token_file)
+    service = Service(found_runtimes(folders), most or 2 * (os.cpu_count() or 1), replace(MOST, wall=timeout))
     serve_web(application(service, token), host, port, token, lambda url: complain("sidecar", f"functions at {url}"))
 
 
-def _found(folders: Sequence[str]) -> tuple[Runtime, ...]:
+def found_runtimes(folders: Sequence[str]) -> tuple[Runtime, ...]:
+    """Return the runtimes in the folders that are named, or else in those of the environment or of an image of ours."""
     asked = list(folders) or list(filter(None, os.environ.get("SIDECAR_RUNTIMES", "").split(":")))
     if not asked and not os.path.isdir(INSTALLED):
         raise ConfigurationError("no runtimes are installed here: expected --runtimes DIR, such as images/runtimes")

@@ -6,9 +6,11 @@ import importlib
 from typing import NoReturn
 
 import click
+from click.core import ParameterSource
 
 from sidecar import __version__
 from sidecar.cli.entry import enter
+from sidecar.cli.server import SPEAK
 
 # By name: where the command is, and what it does in a few words (asking the command itself would import it).
 COMMANDS = {
@@ -17,6 +19,8 @@ COMMANDS = {
     "once": ("sidecar.cli.once:once", "Run a program at most once, and give back what came of it."),
     "session": ("sidecar.cli.session:session", "Compose a pod from a base image and any number of artifacts."),
     "function": ("sidecar.cli.function:function", "Run source code that was just handed over, in a sandbox."),
+    "image": ("sidecar.cli.image:image", "Tell which images are built and pushed, and build and push them."),
+    "serve": ("sidecar.cli.serve:serve", "Serve all that goes on here over HTTP, with a page that shows it."),
     "bundle": ("sidecar.cli.bundle:bundle", "Keep, fetch and look at bundles of files."),
     "repo": ("sidecar.cli.bundle:repo", "Make and list repositories of bundles."),
     "label": ("sidecar.cli.bundle:label", "Move and list the labels of bundles."),
@@ -50,11 +54,21 @@ class Commands(click.Group):
     epilog="\b\nExample:  sidecar run --source weather@latest:in --dest out:results -- python3 analyse.py in out",
 )
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.option(
+    "--server",
+    metavar="URL",
+    envvar="SIDECAR_SERVER",
+    show_envvar=True,
+    help=f"Ask a `sidecar serve` instead, with the token in SIDECAR_TOKEN: {', '.join(SPEAK)}.",
+)
+@click.pass_context
+def cli(ctx: click.Context, server: str | None) -> None:
     """Get an application its input before it starts, run it, and see its output safe before it ends.
 
     The two commands that stand in containers are wrap_application and wrap_datamon.
     """
+    if server and ctx.get_parameter_source("server") is ParameterSource.COMMANDLINE and ctx.invoked_subcommand not in SPEAK:
+        raise click.UsageError(f"--server: {ctx.invoked_subcommand} is done here; a server is asked by {' and '.join(SPEAK)}.")
 
 
 def main() -> NoReturn:

@@ -28,6 +28,7 @@ from sidecar.once.instance import instance_of
 from sidecar.once.ledger import Ledger
 from sidecar.once.recorder import writer
 from sidecar.once.run import ENDING, Result, follow, run_once
+from sidecar.once.told import as_json as told
 from sidecar.state import state_folder
 from sidecar.values import replace
 
@@ -171,7 +172,7 @@ def run(
             found=found,
         )
     if as_json:
-        print_json({**_as_json(result.run), "restored": result.restored})
+        print_json({**told(result.run), "restored": result.restored})
     else:
         _tell_problem(result)
     return result.status or (IO if result.lost else 0)
@@ -227,7 +228,7 @@ def show(name: str, instance: str | None, coordination: str | None, state: str |
     with where.open() as ledger:
         run = ledger.get(where.instance(instance), name)
     if as_json:
-        print_json(_as_json(run))
+        print_json(told(run))
     else:
         print_table(_described(run, where.folder))
 
@@ -243,7 +244,7 @@ def list_(state: str | None, coordination: str | None, as_json: bool) -> None:
     except SourceMissing:
         runs = []
     if as_json:
-        print_json([_as_json(run) for run in runs])
+        print_json([told(run) for run in runs])
     elif runs:
         rows = ((run.name, _end(run), _when(run.claimed), _took(run), run.instance) for run in runs)
         print_table([("NAME", "END", "CLAIMED", "TOOK", "INSTANCE"), *rows])
@@ -351,7 +352,7 @@ def forget(name: str, instance: str | None, coordination: str | None, state: str
     with where.open() as ledger:
         gone = ledger.forget(where.instance(instance), name)
     if as_json:
-        print_json(_as_json(gone))
+        print_json(told(gone))
     else:
         click.echo(f"{printable(gone.name)} of {printable(gone.instance)} is forgotten: {_end(gone)}")
 
@@ -372,36 +373,13 @@ def prune(older_than: float, dry_run: bool, state: str | None, coordination: str
     except SourceMissing:
         gone = []
     if as_json:
-        print_json([_as_json(run) for run in gone])
+        print_json([told(run) for run in gone])
     else:
         kept = sum(run.stdout.kept + run.stderr.kept for run in gone)
         click.echo(f"{'would forget' if dry_run else 'forgot'} {counted(len(gone), 'run')}, {amount(kept)} of output")
 
 
 # --- a run, told -------------------------------------------------------------------------------------------------------
-
-
-def _as_json(run: Run) -> dict[str, Any]:
-    ended = run.state not in (RUNNING, UNKNOWN)
-    return {
-        "name": run.name,
-        "instance": run.instance,
-        "state": run.state,
-        "claimed_at": moment(run.claimed),
-        "started_at": moment(run.started) if run.started else None,
-        "finished_at": moment(run.finished) if ended else None,
-        "status": run.exit.status if ended else None,
-        "exit_code": run.exit.code if ended and not run.exit.signal else None,
-        "signal": run.exit.signal or None,
-        "reason": run.exit.reason,
-        "command": list(run.command),
-        "directory": run.directory,
-        "environment": {each.name: None if each.hash else each.value for each in run.variables},
-        "stdout": {"bytes": run.stdout.total, "kept": run.stdout.kept},
-        "stderr": {"bytes": run.stderr.total, "kept": run.stderr.kept},
-        "cut": run.cut,
-        "owner": {"pid": run.owner.pid, "ticks": run.owner.ticks, "boot": run.owner.boot},
-    }
 
 
 def _described(run: Run, folder: str) -> Iterable[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sidecar.cli.server import server
 from sidecar.errors import UsageError
 from sidecar.session.compose import Delivery
 from sidecar.session.local import LocalRunner
@@ -81,6 +82,9 @@ def which_ran(function: Function) -> Function:
 
 def to_start(runner: str, **where: Any) -> Runner:
     """Return the runner that is asked for; UsageError with an option that it has not."""
+    if (there := server()) is not None:
+        _refuse("a server", {**where, "runner": runner if runner != LOCAL else ""}, {})
+        return there.sessions
     _refuse(runner, where, _OWN[runner])
     if runner == KUBERNETES:
         return _cluster(where)
@@ -93,6 +97,9 @@ def to_start(runner: str, **where: Any) -> Runner:
 
 def begun(runner: str, **where: Any) -> Machine | Runner:
     """Return what tells of the sessions that were begun where it is asked for."""
+    if (there := server()) is not None:
+        _refuse("a server", {**where, "runner": runner if runner != LOCAL else ""}, {})
+        return there.sessions
     if runner == KUBERNETES:
         _refuse(runner, where, _OWN[KUBERNETES])
         return _cluster(where)
@@ -107,7 +114,7 @@ def _with(function: Function, options: Sequence[Callable[[Function], Function]])
 
 
 def _refuse(runner: str, where: Mapping[str, Any], own: Mapping[str, str]) -> None:
-    every = {key: flag for options in _OWN.values() for key, flag in options.items()}
+    every = {"runner": "--runner", **{key: flag for options in _OWN.values() for key, flag in options.items()}}
     for key, flag in every.items():
         if where.get(key) and key not in own:
             raise UsageError(f"{flag} is not an option of {runner}")

@@ -22,6 +22,7 @@ from io import FileIO
 from typing import Any
 
 from sidecar import linux
+from sidecar.coordination.signals import HOUSE
 from sidecar.errors import (
     ConfigurationError,
     Corrupt,
@@ -119,6 +120,13 @@ class LedRunner:
         if container not in names:
             raise SourceMissing(f"there is no container {container} in pod {name}", names)
         return _follow(pod, container) if follow else _read(pod, container)
+
+    def coordination(self, name: str) -> str:
+        """Return where a pod's coordination directory is: the emptyDir in which participants have met. "" where there is none."""
+        pod = self._pod(name)
+        empty = (each for each, volume in pod_of(pod.read("pod.json")).volumes.items() if volume.kind == "empty")
+        found = (pod.volume(each) for each in empty)
+        return next((each for each in found if os.path.isdir(os.path.join(each, HOUSE))), "")
 
     def stop(self, name: str, grace: float | None = None) -> Status:
         """End a pod, remove all that is of it, and return how it ended.

@@ -34,6 +34,10 @@ class Machine:
         """Yield what a container wrote."""
         return self._of(name).logs(name, container, follow=follow)
 
+    def coordination(self, name: str) -> str:
+        """Return where a pod's coordination directory is, "" where none of its volumes is one."""
+        return self._of(name).coordination(name)
+
     def stop(self, name: str, grace: float | None = None) -> Status:
         """End a pod, remove all that is of it, and return how it ended."""
         return self._of(name).stop(name, grace)

@@ -29,6 +29,8 @@ from sidecar.web.description import DEFAULTS, description, usual
 from sidecar.web.guard import Guard, TooLarge, body_of
 from sidecar.web.measures import Measures
 from sidecar.web.page import PAGE
+from sidecar.web.refusal import errors
+from sidecar.web.serve import POLICY
 
 _TEXT = ("text/plain", "application/octet-stream", "")
 _GONE = 499
@@ -40,38 +42,45 @@ def application(service: Service, token: str = "", body: int = MIB) -> Starlette
 
     What is posted may be of `body` bytes.
     """
-    measures = Measures()
-    web = _Functions(service, body, measures)
-    names = [*(each.language for each in service.runtimes), *(each.name for each in service.runtimes)]
-    described = description(list(dict.fromkeys(names)), service.limits, body)
-    routes = [
-        Route("/", _page),
-        Route("/openapi.json", lambda _: JSONResponse(described)),
-        Route("/healthz", lambda _: Response(status_code=204)),
-        Route("/readyz", web.ready),
-        Route("/metrics", lambda _: Response(measures.text(), media_type=measures.media_type)),
-        Route("/v1/functions", web.functions),
-        Route("/v1/functions/{function}/invocations", web.invoke, methods=["POST"]),
-    ]
-    app = Starlette(routes=routes)
+    described = description(names_of(service), service.limits, body)
+    ready = 204 if service.runtimes else 503
+    app = Starlette(
+        routes=[
+            Route("/", _page),
+            Route("/openapi.json", lambda _: JSONResponse(described)),
+            Route("/healthz", lambda _: Response(status_code=204)),
+            Route("/readyz", lambda _: Response(status_code=ready)),
+            *routes(service, body),
+        ]
+    )
     app.add_middleware(Guard, token=token, open_to_all=("/", "/openapi.json", "/healthz", "/readyz"))
     return app
 
 
+def routes(service: Service, body: int = MIB) -> list[Route]:
+    """Return the routes of a service: its functions, and what is measured of them."""
+    measures = Measures()
+    web = _Functions(service, body, measures)
+    return [
+        Route("/metrics", lambda _: Response(measures.text(), media_type=measures.media_type)),
+        Route("/v1/functions", web.functions),
+        Route("/v1/functions/{function}/invocations", web.invoke, methods=["POST"]),
+    ]
+
+
+def names_of(service: Service) -> list[str]:
+    """Return what its functions may be called."""
+    names = [*(each.language for each in service.runtimes), *(each.name for each in service.runtimes)]
+    return list(dict.fromkeys(names))
+
+
 async def _page(_: Request) -> Response:
-    # Nothing but what stands in it is run or asked: whatever a program prints cannot become a part of the page.
-    policy = (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
-    )
-    return HTMLResponse(PAGE, headers={"Content-Security-Policy": policy})
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
 
 
 class _Functions:
     def __init__(self, service: Service, body: int, measures: Measures) -> None:
         self.service, self.body, self.measures = service, body, measures
-
-    async def ready(self, _: Request) -> Response:
-        return Response(status_code=204 if self.service.runtimes else 503)
 
     async def functions(self, _: Request) -> Response:
         return JSONResponse({"functions": self._names()})
@@ -83,21 +92,21 @@ class _Functions:
             asked = self._read(request, await body_of(request, self.body))
             answer = await self._call(request, asked)
         except TooLarge as error:
-            response = _errors(413, [Fault("call", "body", str(error))])
+            response = errors(413, [Fault("call", "body", str(error))])
         except _Unsupported as error:
-            response = _errors(415, [Fault("call", "Content-Type", str(error))])
+            response = errors(415, [Fault("call", "Content-Type", str(error))])
         except _Contradiction as error:
-            response = _errors(409, [Fault("call", error.field, str(error))])
+            response = errors(409, [Fault("call", error.field, str(error))])
         except ParametersError as error:
-            response = _errors(400, error.faults)
+            response = errors(400, error.faults)
         except SourceMissing as error:
-            response = _errors(404, [Fault("call", "function", str(error))], functions=self._names())
+            response = errors(404, [Fault("call", "function", str(error))], functions=self._names())
         except Full as full:
-            response = _errors(429, [Fault("call", "", str(full))])
+            response = errors(429, [Fault("call", "", str(full))])
             response.headers["Retry-After"] = str(math.ceil(full.seconds))
         except NobodyAnswered as nobody:
             workers = [{"worker": each.worker, "status": each.status, "reason": each.reason} for each in nobody.workers]
-            response = _errors(503, [Fault("call", "", "no worker could run it")], workers=workers)
+            response = errors(503, [Fault("call", "", "no worker could run it")], workers=workers)
             response.headers["Retry-After"] = "1"
         except ClientDisconnect:
             # Nobody reads it; so proxies note it in their logs.
@@ -229,7 +238,3 @@ class _Reader:
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number of JSON")
-
-
-def _errors(status: int, found: Any, **more: Any) -> JSONResponse:
-    return JSONResponse({"errors": [{"field": each.key, "message": each.problem} for each in found], **more}, status)

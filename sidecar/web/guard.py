@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import logging
+import os
+import struct
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,6 +18,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _logger = logging.getLogger(__name__)
+# How much of what is refused is read, in bytes.
+_HEARD = 1 << 20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -26,11 +32,12 @@ class Guard:
     on each answer.
 
     Where there is none, whoever is on this machine may ask: so what another page has a browser ask is refused, by its Origin, and
-    so is a name that was made to mean the loopback, for answers would be read by it.
+    so is a name that was made to mean the loopback, for answers would be read by it. If it is `own`, only processes of the
+    server's user and of root may ask then: the kernel tells whose the other end of a connection on the loopback is.
     """
 
-    def __init__(self, app: ASGIApp, token: str, open_to_all: Sequence[str]) -> None:
-        self._app, self._token, self._open = app, token.encode(), frozenset(open_to_all)
+    def __init__(self, app: ASGIApp, token: str, open_to_all: Sequence[str], own: bool = False) -> None:
+        self._app, self._token, self._open, self._own = app, token.encode(), frozenset(open_to_all), own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,9 +60,11 @@ class Guard:
             await send(message)
 
         if self._token and scope["path"] not in self._open and not self._knows(scope):
-            await _refuse(say, 401, "Authorization", "expected a bearer token that is known here")
+            await _refuse(receive, say, 401, "Authorization", "expected a bearer token that is known here")
         elif not self._token and (problem := _of_another_page(scope)):
-            await _refuse(say, 403, problem, "is another page's, and there is no token here that it could know")
+            await _refuse(receive, say, 403, problem, "is another page's, and there is no token here that it could know")
+        elif self._own and not self._token and _user_at(scope) not in (0, os.geteuid()):
+            await _refuse(receive, say, 403, "", "is another user's, and there is no token here that they could know")
         else:
             await self._app(scope, receive, say)
 
@@ -88,6 +97,31 @@ def _of_another_page(scope: Scope) -> str:
     return "Origin" if origin is not None and _parts(origin).netloc != host else ""
 
 
+def _user_at(scope: Scope) -> int | None:
+    """Return whose process the other end of a connection is; None where it is not on this machine, or not to be found."""
+    client, server = scope.get("client"), scope.get("server")
+    if client is None or server is None:
+        return None
+    sought = [_as_in_proc(*client), _as_in_proc(*server)]
+    for table in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{table}") as file:
+                for line in file:
+                    said = line.split()
+                    if said[1:3] == sought:
+                        return int(said[7])
+        except OSError:
+            pass
+    return None
+
+
+def _as_in_proc(host: str, port: int) -> str:
+    """Return an address as the kernel writes it: in words of 32 bits, each in the machine's own order."""
+    packed = ipaddress.ip_address(host).packed
+    words = struct.unpack(f"!{len(packed) // 4}I", packed)
+    return "".join(f"{int.from_bytes(word.to_bytes(4, 'big'), sys.byteorder):08X}" for word in words) + f":{port:04X}"
+
+
 def _parts(address: str) -> SplitResult:
     """Return the parts of an address; none of what is no address."""
     try:
@@ -96,7 +130,13 @@ def _parts(address: str) -> SplitResult:
         return urlsplit("")
 
 
-async def _refuse(send: Send, status: int, field: str, message: str) -> None:
+async def _refuse(receive: Receive, send: Send, status: int, field: str, message: str) -> None:
+    # Who still sends when the connection is closed is told that it was reset, and not why.
+    left = _HEARD
+    while left > 0 and (said := await receive())["type"] == "http.request":
+        left -= len(said.get("body", b""))
+        if not said.get("more_body"):
+            break
     body = json.dumps({"errors": [{"field": field, "message": message}]}).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []

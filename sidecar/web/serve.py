@@ -11,6 +11,8 @@ from typing import Any
 
 from sidecar.errors import ConfigurationError, Unreachable
 
+# Of a page, of which nothing but what stands in it is run or asked: whatever a program prints cannot become a part of it.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
 # How long calls that run may go on once the server is to end.
 GRACE = 25
 
@@ -35,6 +37,8 @@ def serve(application: Any, host: str, port: int, token: str, begun: Callable[[s
         timeout_graceful_shutdown=GRACE,
     )
     server = uvicorn.Server(config)
+    # Answers that have no end of their own ask for this.
+    application.state.ending = lambda: server.should_exit
     try:
         listening = _listen(host, port)
     except OSError as error:

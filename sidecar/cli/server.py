@@ -1,0 +1,47 @@
+"""The server that commands speak to (`sidecar --server URL …`), and the token that is said to one, or asked for by one.
+
+A token never stands on a command line, which everybody on the machine can read.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from sidecar.errors import ConfigurationError, UsageError
+
+if TYPE_CHECKING:
+    from sidecar.web.client import Client
+
+# The commands that have the same answers there as here.
+SPEAK = ("image", "session")
+
+token_option = click.option(
+    "--token-file", metavar="FILE", help="The bearer token that is asked for.  [default: $SIDECAR_TOKEN, if any]"
+)
+
+
+def token_of(file: str | None) -> str:
+    """Return the token that a file holds, or else the environment; "" where there is none."""
+    if file is None:
+        return os.environ.get("SIDECAR_TOKEN", "")
+    try:
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            token = opened.read().strip()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    if not token:
+        raise ConfigurationError(f"{file} is empty: expected a token")
+    return token
+
+
+def server() -> Client | None:
+    """Return the server that this command is to speak to; None where it is to do itself what it does."""
+    url = click.get_current_context().find_root().params.get("server")
+    if not url:
+        return None
+    from sidecar.web.client import Client
+
+    return Client(url, token_of(None))

@@ -1,0 +1,257 @@
+"""A server, maybe of another machine, asked over HTTP: the library's own methods, which give back the same and raise the same.
+
+    Client(url, token).images                a factory.Factory, but for where it is
+    Client(url, token).sessions              a session.runner.Runner
+
+Whatever the server refuses is raised as what the library would have raised. It alone is asked: no proxy of the environment's
+stands in between, and the token goes nowhere else. What it answers is not trusted to be of its form (Corrupt).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+from sidecar.errors import (
+    ConfigurationError,
+    Corrupt,
+    DeadlinePassed,
+    Fault,
+    ParametersError,
+    SidecarError,
+    SourceMissing,
+    Unreachable,
+)
+from sidecar.factory.model import Image, Kind, Named, Provider, Work
+from sidecar.session.runner import ENDED, Container, Manifest, Status
+
+Found = TypeVar("Found")
+# What answers at once does so in this time, in seconds: the server asks providers, which have two of their own.
+PATIENCE = 30.0
+# To end a session takes as long as its containers are given.
+_GRACE = 600.0
+_LARGEST = 64 << 20
+_PIECE = 1 << 16
+_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Client:
+    """A server at `url`; `token` is said to it. ConfigurationError where the address is of no server."""
+
+    def __init__(self, url: str, token: str = "") -> None:
+        try:
+            self._at = urlsplit(url)
+            port = self._at.port
+        except ValueError as error:
+            raise ConfigurationError(f"{url!r} is no address of a server: {error}") from None
+        if self._at.scheme not in ("http", "https") or not self._at.hostname or self._at.username or self._at.query:
+            raise ConfigurationError(f"{url!r} is no address of a server: expected one such as http://127.0.0.1:8080")
+        self._host, self._port = self._at.hostname, port
+        self._token = token
+        self.images = _Images(self)
+        self.sessions = _Sessions(self)
+
+    def ask(self, method: str, path: str, body: object = None, *, text: str | None = None, patience: float = PATIENCE) -> _Answer:
+        """Return the answer to a request; what it refuses is raised."""
+        data = None if body is None and text is None else (text if text is not None else json.dumps(body)).encode()
+        headers = {"Accept": "application/json"}
+        if data is not None:
+            headers["Content-Type"] = "application/json" if text is None else "text/plain; charset=utf-8"
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        kind = http.client.HTTPSConnection if self._at.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=patience)
+        try:
+            connection.request(method, self._at.path.rstrip("/") + path, data, headers)
+            answer = connection.getresponse()
+            said = answer.read(_LARGEST + 1)
+        except (OSError, http.client.HTTPException) as error:
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise Unreachable(f"{self._at.scheme}://{self._at.netloc} does not answer: {why}") from None
+        finally:
+            connection.close()
+        if len(said) > _LARGEST:
+            raise Unreachable(f"{path} answers with more than {_LARGEST >> 20} MiB")
+        found = _Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, said)
+        if answer.status >= 400:
+            raise _refused(found, path)
+        return found
+
+    def get(self, path: str, make: Callable[[Any], Found], **query: str) -> Found:
+        """Return what `make` makes of what is told at a path."""
+        return self.made(self.ask("GET", path + (f"?{urlencode(query)}" if query else "")), make)
+
+    def made(self, answer: _Answer, make: Callable[[Any], Found]) -> Found:
+        """Return what `make` makes of an answer; Corrupt where that is not of the form that is known here."""
+        try:
+            return make(json.loads(answer.body))
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            raise Corrupt(f"{self._at.netloc} answers with what is not known here: is that a server of this version?") from None
+
+
+def _refused(answer: _Answer, path: str) -> SidecarError:
+    """Return what the library would have raised."""
+    try:
+        told = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        told = None
+    told = told if isinstance(told, dict) else {}
+    found = told.get("errors")
+    listed = found if isinstance(found, list) else []
+    faults = [
+        Fault("server", str(each.get("field", "")), str(each.get("message", ""))) for each in listed if isinstance(each, dict)
+    ]
+    message = "; ".join(each.problem for each in faults) or (
+        f"{path} is not served there" if answer.status in (404, 405) else f"{path} answers {answer.status}"
+    )
+    match answer.status:
+        case 400 | 413 | 415 | 422:
+            return ParametersError(faults or [Fault("server", "", message)])
+        case 401 | 403:
+            return ConfigurationError(f"the server refuses: {message}; name its token with SIDECAR_TOKEN or --token-file")
+        case 404 | 405:
+            exist = told.get("exist")
+            return SourceMissing(message, [str(each) for each in exist] if isinstance(exist, list) else ())
+        case 409:
+            return ConfigurationError(message)
+    return Unreachable(message)
+
+
+class _Images:
+    """The methods of factory.Factory."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of nothing: each request is a connection of its own."""
+
+    def images(self) -> list[Image]:
+        """Return all images, as they are now."""
+        return self._client.get("/v1/images", lambda told: [Image.of_json(each) for each in told["images"]])
+
+    def image(self, name: str) -> Image:
+        """Return one image; SourceMissing."""
+        return self._client.get(f"/v1/images/{quote(name, safe='')}", Image.of_json)
+
+    def build(self, name: str, target: str = "", labels: Mapping[str, str] | None = None) -> Work:
+        """Ask for a build, and return it."""
+        asked = {**({"target": target} if target else {}), **({"labels": dict(labels)} if labels else {})}
+        return self._asked(f"/v1/images/{quote(name, safe='')}/builds", asked)
+
+    def push(self, build: int, provider: str) -> Work:
+        """Ask for a push, and return it."""
+        return self._asked(f"/v1/builds/{build}/pushes", {"provider": provider})
+
+    def works(self, kind: Kind | str = "", image: str = "") -> list[Work]:
+        """Return the latest works, of a kind or of an image, the newest first."""
+        paths = {"build": ("builds",), "push": ("pushes",)}.get(kind, ("builds", "pushes"))
+        query = {"image": image} if image else {}
+        found: list[Work] = []
+        for path in paths:
+            found += self._client.get(f"/v1/{path}", partial(_works, path), **query)
+        return sorted(found, key=lambda each: each.id, reverse=True)
+
+    def work(self, number: int) -> Work:
+        """Return one work; SourceMissing."""
+        return self._client.made(self._of(number, ""), Work.of_json)
+
+    def log(self, number: int, offset: int = 0) -> bytes:
+        """Return what a work has said behind `offset`, or a piece of that."""
+        return self._of(number, f"/log?offset={offset}").body
+
+    def providers(self) -> list[Provider]:
+        """Return where images go."""
+        return self._client.get("/v1/providers", lambda told: [Provider(**each) for each in told["providers"]])
+
+    def check(self, manifest: str, name: str = "manifest") -> list[Named]:  # noqa: ARG002
+        """Return the images that a manifest names."""
+        answer = self._client.ask("POST", "/v1/catalog/check", text=manifest)
+        return self._client.made(answer, lambda told: [Named.of_json(each) for each in told["images"]])
+
+    def _asked(self, path: str, body: object) -> Work:
+        return self._client.made(self._client.ask("POST", path, body), Work.of_json)
+
+    def _of(self, number: int, rest: str) -> _Answer:
+        """Return what is answered of a work: numbers are of builds and of pushes."""
+        answer = self._client.ask("GET", f"/v1/builds/{number}{rest}")
+        return self._client.ask("GET", f"/v1/pushes/{number}{rest}") if answer.status == 307 else answer
+
+
+class _Sessions:
+    """The methods of session.runner.Runner."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def start(self, pod: Manifest) -> None:
+        """Begin the pod, and return."""
+        self._client.ask("POST", "/v1/sessions", {"pod": pod})
+
+    def list(self) -> list[Status]:
+        """Return the pods that are there, by name."""
+        return self._client.get("/v1/sessions", lambda told: [_status(each) for each in told["sessions"]])
+
+    def status(self, name: str) -> Status:
+        """Return how a pod stands; SourceMissing."""
+        return self._client.get(f"/v1/sessions/{quote(name, safe='')}", _status)
+
+    def wait(self, name: str, timeout: float | None = None) -> Status:
+        """Return when a pod has ended; DeadlinePassed."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while (found := self.status(name)).phase not in ENDED:
+            if end is not None and time.monotonic() >= end:
+                raise DeadlinePassed(f"pod {name} has not ended within {timeout:g} s", name)
+            time.sleep(_PAUSE)
+        return found
+
+    def logs(self, name: str, container: str, *, follow: bool = False) -> Iterator[bytes]:
+        """Yield what a container wrote; to `follow` asks again and again until it has ended for good."""
+        path = f"/v1/sessions/{quote(name, safe='')}/logs/{quote(container, safe='')}"
+        told = 0
+        while True:
+            over = not follow or _is_over(self.status(name), container)
+            while written := self._client.ask("GET", f"{path}?offset={told}").body:
+                yield written
+                told += len(written)
+            if over:
+                return
+            time.sleep(_PAUSE)
+
+    def stop(self, name: str, grace: float | None = None) -> Status:
+        """End a pod, remove all that is of it, and return how it ended."""
+        query = "" if grace is None else f"?grace={int(grace)}"
+        path = f"/v1/sessions/{quote(name, safe='')}{query}"
+        return self._client.made(self._client.ask("DELETE", path, patience=_GRACE), _status)
+
+
+def _works(path: str, told: Mapping[str, Any]) -> list[Work]:
+    return [Work.of_json(each) for each in told[path]]
+
+
+def _is_over(pod: Status, container: str) -> bool:
+    return pod.phase in ENDED or any(each.name == container and each.state == "exited" for each in pod.containers)
+
+
+def _status(told: Mapping[str, Any]) -> Status:
+    containers = tuple(Container(**each) for each in told["containers"])
+    return Status(told["name"], told["session"], told["phase"], containers, told["reason"])

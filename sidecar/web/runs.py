@@ -1,0 +1,84 @@
+"""What ran at most once, over HTTP: read alone.
+
+    GET /v1/runs                                     all, in the order in which they were claimed
+    GET /v1/runs/one?instance=…&name=…               one
+    GET /v1/runs/log?instance=…&name=…&source=…      what it wrote, as written: stdout, stderr or both
+
+An instance's name holds slashes, so it is said in the query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from sidecar.errors import Fault, ParametersError, SourceMissing
+from sidecar.once.facts import STDERR, STDOUT, Run
+from sidecar.once.ledger import Ledger
+from sidecar.once.told import as_json
+
+Found = TypeVar("Found")
+_SOURCES = {"stdout": (STDOUT,), "stderr": (STDERR,), "": (STDOUT, STDERR)}
+
+
+def routes(state: str) -> list[Route]:
+    """Return the routes of the ledger in the folder `state`."""
+    web = _Runs(state)
+    return [Route("/v1/runs", web.all), Route("/v1/runs/one", web.one), Route("/v1/runs/log", web.log)]
+
+
+def runs_of(state: str) -> list[Run]:
+    """Return all runs of a ledger; none where there is no ledger yet."""
+    try:
+        with Ledger(state, make=False) as ledger:
+            return ledger.runs()
+    except SourceMissing:
+        return []
+
+
+class _Runs:
+    def __init__(self, state: str) -> None:
+        self._state = state
+
+    async def all(self, _: Request) -> Response:
+        found = await run_in_threadpool(runs_of, self._state)
+        return JSONResponse({"runs": [as_json(each) for each in found]})
+
+    async def one(self, request: Request) -> Response:
+        return JSONResponse(as_json(await self._ask(request, lambda _, run: run)))
+
+    async def log(self, request: Request) -> Response:
+        source = request.query_params.get("source", "")
+        if source not in _SOURCES:
+            raise ParametersError([Fault("request", "source", "expected stdout or stderr")])
+        await self._ask(request, lambda _, run: run)
+        return StreamingResponse(self._written(request, _SOURCES[source]), media_type="application/octet-stream")
+
+    def _written(self, request: Request, streams: tuple[int, ...]) -> Iterator[bytes]:
+        with Ledger(self._state, make=False) as ledger:
+            for piece in ledger.output(ledger.get(*_named(request))):
+                if piece.stream in streams:
+                    yield piece.bytes
+
+    async def _ask(self, request: Request, question: Callable[[Ledger, Run], Found]) -> Found:
+        named = _named(request)
+
+        def answer() -> Found:
+            with Ledger(self._state, make=False) as ledger:
+                return question(ledger, ledger.get(*named))
+
+        return await run_in_threadpool(answer)
+
+
+def _named(request: Request) -> tuple[str, str]:
+    missing = [
+        Fault("request", each, "expected, it is missing") for each in ("instance", "name") if each not in request.query_params
+    ]
+    if missing:
+        raise ParametersError(missing)
+    return request.query_params["instance"], request.query_params["name"]

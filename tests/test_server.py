@@ -1,0 +1,276 @@
+"""One server for all that goes on, and its client: sessions keep a runner's contract through both; runs, events; who may ask."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from processes import HANG, until
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from served import served
+from session_contract import Contract, container, mount, pod
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sidecar.errors import ConfigurationError, Corrupt, ParametersError, SourceMissing, Unreachable
+from sidecar.once import Ledger
+from sidecar.session.local import LocalRunner
+from sidecar.session.machine import Machine
+from sidecar.session.runner import Runner
+from sidecar.web.client import Client
+from sidecar.web.server import Parts, application
+
+TOKEN = "a token of the tests"
+
+
+class Here:
+    """A server of the sessions and runs of a folder."""
+
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.state, self.sessions, self.url = str(folder / "state"), str(folder / "sessions"), url
+        self.runner = LocalRunner(self.sessions, backoff=0.05)
+
+    def application(self, token: str = "") -> Any:
+        return application(Parts(self.state, Machine(self.sessions), lambda: self.runner), token)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Here]:
+    found = Here(tmp_path)
+    with served(found.application()) as found.url:
+        yield found
+    for each in found.runner.list():
+        with suppress(SourceMissing, Corrupt):
+            found.runner.stop(each.name, 0)
+
+
+@pytest.fixture
+def client(here: Here) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=here.url, trust_env=False, timeout=HANG) as client:
+        yield client
+
+
+class TestSessionsOverHttp(Contract):
+    """Who asks a server has a runner as any other."""
+
+    @pytest.fixture
+    def runner(self, here: Here) -> Runner:
+        return Client(here.url).sessions
+
+    @pytest.fixture
+    def base(self) -> str:
+        return "host"
+
+
+# --- sessions ----------------------------------------------------------------------------------------------------------
+
+
+def begun(client: httpx.Client, script: str, **more: Any) -> Any:
+    answer = client.post("/v1/sessions", json={"pod": pod(container("application", "host", script, **more))})
+    assert answer.status_code == 201, answer.text
+    return answer
+
+
+def test_a_session_is_begun_shown_and_ended(client: httpx.Client) -> None:
+    answer = begun(client, "echo it; exec sleep 300")
+    where = answer.headers["Location"]
+    until(lambda: client.get(where).json()["phase"] == "Running", "it runs")
+    assert [each["name"] for each in client.get("/v1/sessions").json()["sessions"]] == [answer.json()["name"]]
+    until(lambda: client.get(f"{where}/logs/application").content == b"it\n", "it has written")
+    (stop,) = client.get(where).json()["actions"]
+    ended = client.request(stop["method"], stop["href"], params={"grace": 0})
+    assert (ended.status_code, ended.json()["actions"]) == (200, [])
+    assert client.get(where).status_code == 404
+
+
+def test_a_manifest_that_is_none_is_refused_with_each_fault(client: httpx.Client) -> None:
+    answer = client.post("/v1/sessions", json={"pod": {"kind": "Pod"}})
+    assert answer.status_code == 400
+    assert all(each["message"] for each in answer.json()["errors"])
+    assert client.post("/v1/sessions", json={}).json()["errors"] == [
+        {"field": "pod", "message": "expected a manifest, it is missing"}
+    ]
+    assert client.post("/v1/sessions", content=b"{").status_code == 400
+    assert client.post("/v1/sessions", content=rb'{"pod": 1, "\ud800": ["\udfff"]}').status_code == 400
+
+
+def test_what_is_missing_is_told_with_what_there_is(client: httpx.Client) -> None:
+    name = begun(client, "true").json()["name"]
+    answer = client.get("/v1/sessions/nobody")
+    assert (answer.status_code, answer.json()["exist"]) == (404, [name])
+    assert client.get(f"/v1/sessions/{name}/coordination").status_code == 404
+
+
+def test_who_is_how_far_and_waits_for_whom_is_told_of_a_session(client: httpx.Client) -> None:
+    words = [sys.executable, "-m", "sidecar.cli.wrap_application", "-c", "/coord", "-b", "fuse", "--", "true"]
+    waits = {"name": "application", "image": "host", "command": words, "volumeMounts": [mount("meeting", "/coord")]}
+    where = client.post("/v1/sessions", json={"pod": pod(waits)}).headers["Location"]
+    until(lambda: client.get(f"{where}/coordination").status_code == 200, "somebody has said something")
+
+    def waited() -> Any:
+        told = client.get(f"{where}/coordination").json()["participants"]
+        return [(each["name"], wait["for"]) for each in told for wait in each["waits"]]
+
+    until(lambda: waited() == [("application", "fuse")], "the application waits for its battery")
+
+
+# --- runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_ran_once_is_told_with_what_it_wrote(here: Here, client: httpx.Client) -> None:
+    assert client.get("/v1/runs").json() == {"runs": []}
+    with Ledger(here.state) as ledger:
+        ledger.run_once("a/b", ["sh", "-c", "echo out; echo err >&2; exit 3"], instance="here/there")
+    (run,) = client.get("/v1/runs").json()["runs"]
+    assert (run["name"], run["instance"], run["exit_code"]) == ("a/b", "here/there", 3)
+    named = {"name": "a/b", "instance": "here/there"}
+    assert client.get("/v1/runs/one", params=named).json() == run
+    assert client.get("/v1/runs/log", params={**named, "source": "stderr"}).content == b"err\n"
+    assert sorted(client.get("/v1/runs/log", params=named).content.splitlines()) == [b"err", b"out"]
+    assert client.get("/v1/runs/one", params={**named, "name": "c"}).status_code == 404
+    assert client.get("/v1/runs/log", params={**named, "source": "both"}).status_code == 400
+    assert [each["field"] for each in client.get("/v1/runs/one").json()["errors"]] == ["instance", "name"]
+
+
+# --- events ------------------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """Listens to the events in a thread, from the first on."""
+
+    def __init__(self, url: str) -> None:
+        self.heard: list[tuple[str, Any]] = []
+        self.over = threading.Event()
+        self._url = url
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        with httpx.stream("GET", f"{self._url}/v1/events", trust_env=False, timeout=HANG) as stream:
+            kind = ""
+            for line in stream.iter_lines():
+                word, _, said = line.partition(": ")
+                kind = said if word == "event" else kind
+                if word == "data":
+                    self.heard.append((kind, json.loads(said)))
+                if self.over.is_set():
+                    return
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.heard]
+
+    def join(self) -> None:
+        self._thread.join(HANG)
+        assert not self._thread.is_alive()
+
+
+def test_what_changes_is_told_as_it_changes(here: Here) -> None:
+    with Ledger(here.state) as ledger:
+        ledger.run_once("first", ["true"], instance="here")
+    listener = Listener(here.url)
+    until(lambda: listener.kinds() == ["run", "ready"], "what there was is told")
+    with Ledger(here.state) as ledger:
+        ledger.run_once("second", ["true"], instance="here")
+    until(lambda: listener.kinds()[2:] == ["run"], "the other is told, and the first is not told again")
+    with httpx.Client(base_url=here.url, trust_env=False, timeout=HANG) as client:
+        name = begun(client, "true").json()["name"]
+        until(lambda: ("session", "Succeeded") in [(kind, told.get("phase")) for kind, told in listener.heard], "it has ended")
+        client.delete(f"/v1/sessions/{name}")
+    until(lambda: listener.heard[-1] == ("gone", {"kind": "session", "id": name}), "it is gone")
+    listener.over.set()
+    with Ledger(here.state) as ledger:
+        ledger.run_once("third", ["true"], instance="here")
+    listener.join()
+
+
+def test_who_listens_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
+    with served(Here(tmp_path).application()) as url:
+        listener = Listener(url)
+        until(lambda: listener.kinds() == ["ready"], "it listens")
+    listener.join()
+
+
+# --- who may ask -------------------------------------------------------------------------------------------------------
+
+ASK = "import urllib.request as u; print(u.urlopen(u.Request('{}/v1/runs')).status)"
+
+
+def ask_as(user: int, url: str) -> subprocess.CompletedProcess[str]:
+    """Ask as another user of this machine, in a process of theirs."""
+    words = ["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups", "/usr/bin/python3", "-I", "-c"]
+    return subprocess.run([*words, ASK.format(url)], capture_output=True, text=True, check=False, env={"no_proxy": "*"}, cwd="/")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes others")
+def test_without_a_token_other_users_of_the_machine_may_not_ask(here: Here) -> None:
+    assert ask_as(0, here.url).stdout == "200\n"
+    refused = ask_as(60_000, here.url)
+    assert "403" in refused.stderr
+    assert httpx.get(f"{here.url}/healthz", trust_env=False).status_code == 204
+
+
+def test_with_a_token_it_is_asked_for(tmp_path: Path) -> None:
+    with served(Here(tmp_path).application(TOKEN)) as url:
+        assert httpx.get(f"{url}/v1/runs", trust_env=False).status_code == 401
+        assert httpx.get(f"{url}/", trust_env=False).status_code == 200
+        with pytest.raises(ConfigurationError, match="SIDECAR_TOKEN"):
+            Client(url).sessions.list()
+        assert Client(url, TOKEN).sessions.list() == []
+
+
+# --- the client --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_server_refuses_is_raised_as_the_library_would(here: Here) -> None:
+    client = Client(here.url)
+    with pytest.raises(SourceMissing) as missing:
+        client.sessions.status("nobody")
+    assert list(missing.value.exist) == []
+    with pytest.raises(ParametersError):
+        client.sessions.start({"kind": "Pod"})
+    with pytest.raises(SourceMissing, match="/v1/images is not served there"):
+        client.images.images()
+
+
+def test_what_is_no_server_of_ours_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="is no address"):
+        Client("ftp://x")
+    with pytest.raises(Unreachable, match="Connection refused"):
+        Client("http://127.0.0.1:1").sessions.list()
+    odd = ["", "null", "[]", "{}", '{"sessions": 1}', '{"sessions": [{}]}', "<html>", '{"sessions": [{"containers": [1]}]}']
+    for body in odd:
+        other = Starlette(routes=[Route("/v1/sessions", lambda _, body=body: Response(body))])
+        with served(other) as url, pytest.raises(Corrupt, match="is that a server of this version"):
+            Client(url).sessions.list()
+
+
+# --- the description ---------------------------------------------------------------------------------------------------
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="sidecar-described-")
+atexit.register(_FOLDER.cleanup)
+_DESCRIBED = Here(Path(_FOLDER.name)).application(TOKEN)
+_WHOM = {"Authorization": f"Bearer {TOKEN}"}
+schema = schemathesis.openapi.from_asgi("/openapi.json", _DESCRIBED, headers=_WHOM)
+
+
+# What has no end is not asked for: what it tells is looked at above.
+@schema.exclude(path="/v1/events").parametrize()
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_what_is_described_is_so_whatever_is_asked(case: schemathesis.Case[Any]) -> None:
+    # What a pod's manifest may be no schema says: Kubernetes' own is refused in parts, with each fault.
+    refused: Any = [positive_data_acceptance] if case.path == "/v1/sessions" else []
+    case.call_and_validate(headers=_WHOM, excluded_checks=refused)
