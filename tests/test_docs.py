@@ -24,6 +24,7 @@ POSTGRES = "sidecar/batteries/postgres/README.md"
 MADE_EQUAL = (
     (r"\b[0-9a-hjkmnp-tv-z]{26}\b", "ID"),
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
+    (r"\b\d{4}-\d\d-\d\d [\d:]{8}\b", "TIME"),
     (r"\b[\d.]+ (ms|s)\b", "T"),
     (r"\bhost:[\w.-]+", "HOST"),
     (r"/tmp/sidecar-\w+", "KEPT"),
