@@ -15,11 +15,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from emulators import free_port
 
 from sidecar import linux
@@ -35,9 +41,12 @@ HASHED = "$2y$05$dhRTkem6SBWZgAIJalVQ2uYwwXB8YrtFfCzOjYmTnnZdmkJewD2DO"
 
 
 class Registry:
-    """A registry that keeps what it has in `folder`; who does not know USER and PASSWORD is refused where it is `closed`."""
+    """A registry that keeps what it has in `folder`; who does not know USER and PASSWORD is refused where it is `closed`.
 
-    def __init__(self, folder: Path, *, closed: bool = False, **settings: Any) -> None:
+    Where it is `encrypted` it speaks TLS, with a certificate that nobody trusts who is not told to: see `certificate`.
+    """
+
+    def __init__(self, folder: Path, *, closed: bool = False, encrypted: bool = False) -> None:
         self.host = f"127.0.0.1:{free_port()}"
         self._folder = folder
         # One client: making one takes longer than all that it is asked here.
@@ -49,8 +58,13 @@ class Registry:
             "log": {"level": "error", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(folder / "images")}, "delete": {"enabled": True}},
             "http": {"addr": self.host},
-            **settings,
         }
+        self.certificate = folder / "certificate.pem"
+        self._scheme = "http"
+        if encrypted:
+            _certify(self.certificate, folder / "key.pem")
+            told["http"]["tls"] = {"certificate": str(self.certificate), "key": str(folder / "key.pem")}
+            self._scheme = "https"
         if closed:
             (folder / "users").write_text(f"{USER}:{HASHED}\n")
             told["auth"] = {"htpasswd": {"realm": "here", "path": str(folder / "users")}}
@@ -58,7 +72,7 @@ class Registry:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}/v2/"
+        return f"{self._scheme}://{self.host}/v2/"
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -127,14 +141,30 @@ DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 @contextlib.contextmanager
-def registry(folder: Path, *, closed: bool = False, **settings: Any) -> Iterator[Registry]:
+def registry(folder: Path, *, closed: bool = False, encrypted: bool = False) -> Iterator[Registry]:
     """Yield a registry that answers; it is gone afterwards."""
-    found = Registry(folder, closed=closed, **settings)
+    found = Registry(folder, closed=closed, encrypted=encrypted)
     try:
         found.start()
         yield found
     finally:
         found.stop()
+
+
+def _certify(certificate: Path, key: Path) -> None:
+    """Make a key, and a certificate of its own for this machine's loopback."""
+    own = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "registry")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(
+        name, name, own.public_key(), x509.random_serial_number(), now - timedelta(days=1), now + timedelta(days=1)
+    )
+    made = made.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate.write_bytes(made.sign(own, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
 
 
 def _end_with_parent() -> None:

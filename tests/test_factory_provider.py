@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,6 +146,19 @@ def test_an_authfile_that_is_not_there_is_named(closed: Registry, tmp_path: Path
 def test_a_registry_without_tls_is_not_spoken_to_without_it_unless_it_is_said_to_be_plain(running: Registry) -> None:
     why = found(Provider("here", registry=running.host)).unreachable
     assert "ssl" in why
+
+
+def test_over_tls_a_registry_is_believed_whose_certificate_is_trusted_and_no_other(tmp_path: Path) -> None:
+    with registry(tmp_path, encrypted=True) as here:
+        digest = here.push("sidecar/app", "1")
+        assert found(Provider("here", registry=here.host)).unreachable.startswith("its certificate is not trusted: ")
+        code = (
+            "import sys; from sidecar.factory.model import Provider; from sidecar.factory.provider import look; "
+            "print(look({Provider('here', sys.argv[1]): {'app': f'{sys.argv[1]}/sidecar/app:1'}}, 30)['here', 'app'].digest)"
+        )
+        trusting = os.environ | {"SSL_CERT_FILE": str(here.certificate)}
+        ran = subprocess.run([sys.executable, "-c", code, here.host], env=trusting, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == (f"{digest}\n", "")
 
 
 def test_a_host_that_nobody_knows_is_unreachable() -> None:
