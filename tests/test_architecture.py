@@ -102,7 +102,6 @@ PURE = (
     "web/contract.py",
     "web/description.py",
     "web/overview.py",
-    "web/overview.py",
     "web/page.py",
     "errors.py",
     "exits.py",
