@@ -308,10 +308,11 @@ MOMENTS = {
     "in a command": "\nfirst\n",
     "in another": "\nsecond\n",
     "after a command": "\nSTEP 5/",
-    "at the last step": "sidecar.content-digest",
+    "at the last step": 'LABEL "sidecar.content-digest',
     "when all is built": "COMMIT",
     "when it is called by its name": "Successfully tagged",
 }
+SOON_OVER = ("after a command", "at the last step", "when all is built", "when it is called by its name")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -330,7 +331,8 @@ def test_a_builder_that_is_killed_leaves_a_failed_build_and_nothing_else(shop: W
     with open_records(shop.site.state) as others:
         buried = others.bury(microseconds())
         now = others.get(work.id)
-        assert now.over or now.status == "PENDING"
+        # After the last command a build may be faster than whoever kills its builder.
+        assert now.status == "FAILED" or (now.over and moment in SOON_OVER), shop.told(work)
         if now.status == "FAILED":
             assert [each.id for each in buried] == [work.id]
             assert now.error.startswith("the builder died")

@@ -148,6 +148,15 @@ def test_what_is_not_there_is_missing(top: Path) -> None:
         digest(definition, "other")
 
 
+def test_a_folder_elsewhere_is_an_image_if_it_is_named_and_has_a_containerfile(top: Path) -> None:
+    (top / "below").mkdir()
+    (top / "below" / "factory.yaml").write_text("images: {here: {directory: ../app}}")
+    assert open_definition(str(top / "below" / "factory.yaml")).images["here"].context == str(top / "app")
+    (top / "below" / "factory.yaml").write_text("images: {here: {directory: ..}}")
+    with pytest.raises(ParametersError, match=r"images.here: there is no Containerfile in \.\."):
+        open_definition(str(top / "below" / "factory.yaml"))
+
+
 def test_folders_with_a_containerfile_are_found_and_hidden_ones_and_links_are_not(tmp_path: Path) -> None:
     for name in ("a", "b/c", ".hidden", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
@@ -305,11 +314,11 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
     def copied(text: str) -> set[str] | str:
         (top / "ignore").write_text(text)
-        ran = subprocess.run(
-            ["buildah", "build", "--quiet", "--no-cache", "--isolation=chroot", f"--output=type=local,dest={top}/out",
-             f"--ignorefile={top}/ignore", f"--file={top}/Containerfile", top / "tree"],
-            env=buildah.environment(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        ran = buildah.run(
+            *("build", "--quiet", "--no-cache", "--isolation=chroot", f"--output=type=local,dest={top}/out"),
+            *(f"--ignorefile={top}/ignore", f"--file={top}/Containerfile", f"{top}/tree"),
+            check=False,
+        )
         found = {str(path.relative_to(top / "out")) for path in (top / "out").rglob("*") if path.is_file()}
         shutil.rmtree(top / "out", ignore_errors=True)
         return ran.stderr if ran.returncode else found

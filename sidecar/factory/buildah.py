@@ -134,6 +134,8 @@ class Buildah:
             return {}
         now = about.st_ino, about.st_mtime_ns, about.st_size
         if self._seen is None or self._seen[0] != now:
+            if not os.path.exists(os.path.join(self._own, "storage.conf")):
+                self.prepare()  # a store that others have made
             found = json.loads(self.run("images", "--all", "--no-trunc", "--json").stdout or "[]")
             self._seen = now, {_id(each["id"]): tuple(each["names"] or ()) for each in found}
         return self._seen[1]

@@ -45,7 +45,7 @@ def open_definition(path: str) -> Definition:
     except UnicodeDecodeError:
         raise ParametersError([Fault(path, "", "expected text in UTF-8")]) from None
     folder = os.path.dirname(path)
-    return read_definition(text, folder, containerfiles(folder), path)
+    return read_definition(text, folder, containerfiles(folder), path, lambda at: _containerfile(os.path.join(folder, at)))
 
 
 def containerfiles(folder: str) -> dict[str, str]:
@@ -56,6 +56,10 @@ def containerfiles(folder: str) -> dict[str, str]:
             if at and name in names and stat.S_ISREG(names[name].st_mode):
                 found.setdefault(at, name)
     return dict(sorted(found.items()))
+
+
+def _containerfile(folder: str) -> str:
+    return next((name for name in CONTAINERFILES if _is_file(os.path.join(folder, name))), "")
 
 
 def digests(definition: Definition) -> dict[str, str]:

@@ -9,7 +9,8 @@
       archive: {layout: some/folder}
 
 Each folder below with a Containerfile or a Dockerfile is an image, called by its path with - for /; an entry of `images` says of
-one what cannot be seen, or gives the folder that is its `directory` another name. Paths are relative to the folder of the file.
+one what cannot be seen, or gives the folder that is its `directory` another name, also one that is elsewhere. Paths are relative
+to the folder of the file.
 
 `base` is an image of ours or any other reference, and becomes the argument BASE. Ours are built first, and what they hold is a
 part of what is built on them: so `bases` are never a circle.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,9 @@ _REGISTRY = re.compile(rf"(?:{_HOST})(?::[0-9]{{1,5}})?(?:/{_PART})*")
 _REFERENCE = re.compile(r"[A-Za-z0-9\[][\w.:/@\[\]-]*", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LONGEST = 255
+
+# Returns what the Containerfile of a folder is called, given by its path relative to the definition; "" where it has none.
+Look = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,13 @@ class Definition:
         return found
 
 
-def read_definition(text: str, folder: str, found: Mapping[str, str], name: str = "factory.yaml") -> Definition:
+def read_definition(
+    text: str, folder: str, found: Mapping[str, str], name: str = "factory.yaml", look: Look = lambda _: ""
+) -> Definition:
     """Return what a file in `folder` defines; ParametersError with every fault and its line.
 
-    `found` are the folders below with a Containerfile, by their path relative to `folder`, and what that is called.
+    `found` are the folders below with a Containerfile, by their path relative to `folder`, and what that is called; of any other
+    folder `look` tells it.
     """
     faults: list[Fault] = []
     document = Document(text, name, faults)
@@ -136,7 +143,7 @@ def read_definition(text: str, folder: str, found: Mapping[str, str], name: str 
     definition = Definition(
         repository,
         tag,
-        _images(document, top.get("images"), folder, found),
+        _images(document, top.get("images"), folder, found, look),
         _providers(document, top.get("providers"), folder),
         int(timestamp) if timestamp else None,
         tuple(_volumes(document, top.get("volumes"), folder)),
@@ -158,7 +165,7 @@ def _path(folder: str, path: str) -> str:
     return posixpath.normpath(posixpath.join(folder, path))
 
 
-def _images(document: Document, node: yaml.Node | None, folder: str, found: Mapping[str, str]) -> dict[str, Recipe]:
+def _images(document: Document, node: yaml.Node | None, folder: str, found: Mapping[str, str], look: Look) -> dict[str, Recipe]:
     given: dict[str, tuple[yaml.Node, dict[str, yaml.Node]]] = {}
     taken: dict[str, str] = {}
     if node is not None:
@@ -172,14 +179,15 @@ def _images(document: Document, node: yaml.Node | None, folder: str, found: Mapp
     for name, (at, entry) in given.items():
         where = document.scalar(entry["directory"], f"images.{name}.directory") if "directory" in entry else names.get(name)
         path = posixpath.normpath(where or "")
-        if not where or path not in found:
+        file = found.get(path) or (look(path) if where else "")
+        if not where or not file:
             problem = (
                 f"there is no Containerfile in {path}" if where else f"expected its directory: none of the name {name} has one"
             )
             document.fault(at, f"images.{name}", problem)
             continue
         taken[path] = name
-        recipes[name] = _recipe(document, name, entry, folder, path, found[path], [*given, *names])
+        recipes[name] = _recipe(document, name, entry, folder, path, file, [*given, *names])
     for name, path in names.items():
         if path not in taken:
             if name in recipes:
