@@ -76,6 +76,8 @@ def test_a_log_fills_a_disk_only_so_far_that_the_end_can_be_recorded(tiny: Path)
         work = records.ask(APP, 1)
         records.claim(worker, 2)
         assert times(lambda _: records.say(work.id, bytes(200_000))) >= 5
+        left = os.statvfs(tiny)
+        assert left.f_bavail * left.f_frsize > 1 << 20
         assert records.progress(work.id, 50, "STEP 1/2")
         assert records.finish(work.id, "d", "r", 3)
     with SqliteRecords(str(tiny / "state")) as records:
