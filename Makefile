@@ -124,7 +124,7 @@ examples: $(VENV)/.test
 
 images: $(IMAGES)
 
-$(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure $(wildcard images/*/Containerfile) .dockerignore \
+$(IMAGES): $(WRAPPER) $(WHEELS)/.made images/build images/configure images/factory.yaml $(wildcard images/*/Containerfile) .dockerignore \
 		$(wildcard images/demo-artifacts/*/*/*) wrappers/function_proxy $(shell find images/runtime-base images/runtimes -type f) \
 		batteries/function/Containerfile
 	@$(MAKE) --no-print-directory debian DEBIAN='$(PODS)'

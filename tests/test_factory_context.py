@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from sidecar import __version__
 from sidecar.errors import ParametersError, SourceMissing
 from sidecar.factory.buildah import Buildah
 from sidecar.factory.context import Ignore, containerfiles, digest, digests, ignore_file, open_definition, tree_digest
@@ -169,6 +170,18 @@ def test_folders_with_a_containerfile_are_found_and_hidden_ones_and_links_are_no
     os.mkfifo(tmp_path / "fifo" / "Containerfile")
     (tmp_path / "Containerfile").touch()
     assert containerfiles(str(tmp_path)) == {"a": "Containerfile", "b/c": "Dockerfile", "elsewhere": "Dockerfile"}
+
+
+def test_this_projects_images_are_of_this_version_and_each_folder_is_one() -> None:
+    top = Path(__file__).parent.parent
+    definition = open_definition(str(top / "images" / "factory.yaml"))
+    assert definition.tag == __version__
+    folders = {str(top / "images" / each) for each in containerfiles(str(top / "images"))}
+    assert {os.path.dirname(each.file) for each in definition.images.values()} == {*folders, str(top / "batteries" / "function")}
+    # A folder that no line says anything of would be called by its path.
+    assert {name for name in definition.images if name.startswith("runtimes-")} == set()
+    assert {definition.images[name].target for name in definition.images if name.startswith("runtime-")} == {"docker"}
+    assert definition.bases("function-battery") == ["runtime-base", "runtime-python-3.11"]
 
 
 # --- hostile trees -----------------------------------------------------------------------------------------------------
