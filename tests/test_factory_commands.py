@@ -14,147 +14,32 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from processes import BIN, HANG
+from factory_places import BUSYBOX, Place, gated, new_place, pod
+from processes import HANG
 from registries import Registry, registry
 
 from sidecar.errors import DATA, IO, NO_INPUT, UNAVAILABLE, USAGE, ConfigurationError, ParametersError, SourceMissing
-from sidecar.factory.buildah import Buildah
 from sidecar.factory.factory import Factory
 from sidecar.factory.model import Conflict
 
 EXAMPLES = Path(__file__).parent.parent / "k8s-examples"
-BUSYBOX = "/bin/busybox"
 MISSING = 1
-
-
-class Ended(NamedTuple):
-    """How a command ended: its exit status and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """The cells of a table that was printed, without its titles."""
-        return [re.split(" {2,}", line) for line in self.out.splitlines()[1:]]
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-class Place:
-    """A folder with a factory.yaml, contexts below it, and a state: typed there, `sidecar image` knows of all that."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.images = folder / "images"
-        self.state = folder / "state"
-        self.images.mkdir(parents=True)
-
-    def image(self, name: str, *lines: str, **files: str) -> Path:
-        """Make a context that is built in no time: of files, without a command."""
-        context = self.images / name
-        context.mkdir()
-        for file, text in (files or {"file": name}).items():
-            (context / file).write_text(text)
-        said = lines or ("FROM scratch", "COPY . /")
-        (context / "Containerfile").write_text("\n".join(said) + "\n")
-        return context
-
-    def define(self, text: str = "", host: str = "127.0.0.1:9", **entries: str) -> None:
-        """Write factory.yaml; with a registry at `host`, and a layout."""
-        listed = "".join(f"  {name}: {entry}\n" for name, entry in entries.items())
-        self.images.joinpath("factory.yaml").write_text(
-            text
-            or f"""\
-repository: sidecar/{{image}}
-tag: 0.1.0
-images:
-{listed or "  {}"}
-providers:
-  here: {{registry: "{host}", plain: true}}
-  archive: {{layout: ../archive}}
-"""
-        )
-
-    def type(self, *words: str | Path, given: str = "", **environment: str) -> Ended:
-        """Return how `sidecar image WORDS` ended, typed in the folder."""
-        ran = subprocess.run(
-            self.command(*words),
-            input=given,
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=self.environment | environment,
-            timeout=HANG,
-        )
-        return Ended(ran.returncode, ran.stdout, ran.stderr)
-
-    def command(self, *words: str | Path) -> list[str]:
-        return [str(BIN / "sidecar"), "image", *map(str, words)]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("SIDECAR_")}
-        return kept | {"SIDECAR_STATE": str(self.state)}
-
-    def buildah(self, *words: str) -> None:
-        """Have buildah do something to the images that were built."""
-        subprocess.run(
-            ["buildah", *words], env=Buildah(str(self.state / "images")).environment(), check=True, capture_output=True
-        )
-
-    def of(self, name: str) -> dict[str, Any]:
-        """Return an image as `list --json` tells it, its providers by their names."""
-        (found,) = (each for each in self.type("list", "--json").json if each["name"] == name)
-        return {**found, "at": {each["provider"]: each for each in found["providers"]}}
-
-    def presence(self, name: str = "app") -> dict[str, str]:
-        return {to: each["presence"] for to, each in self.of(name)["at"].items()}
+APP = "localhost/sidecar/app:0.1.0"
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    """A place with the image `app`. At its end nobody builds there any more, and nothing is mounted."""
-    found = Place(tmp_path / "place")
-    found.image("app")
-    found.define()
-    yield found
-    end = time.monotonic() + HANG
-    while any(str(found.state) in entry for entry in _descriptors()):
-        assert time.monotonic() < end, "a builder goes on"
-        time.sleep(0.02)  # it is nobody's child
-    assert str(found.folder) not in Path("/proc/mounts").read_text()
-
-
-def _descriptors() -> Iterator[str]:
-    """Yield what other processes than this one have open."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if int(process.name) != os.getpid():
-                yield from (os.readlink(fd) for fd in (process / "fd").iterdir())
-        except OSError:
-            continue
+    with new_place(tmp_path / "place") as found:
+        yield found
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Registry]:
     with registry(tmp_path / "registry") as running:
         yield running
-
-
-def pod(*images: str) -> str:
-    return "kind: Pod\nspec:\n  containers:\n" + "".join(
-        f"  - {{name: c{n}, image: '{each}'}}\n" for n, each in enumerate(images)
-    )
-
-
-APP = "localhost/sidecar/app:0.1.0"
 
 
 # --- from a context to a provider --------------------------------------------------------------------------------------
@@ -210,6 +95,17 @@ def test_an_image_that_is_built_on_another_of_ours_has_that_built_first(place: P
     # And what it is built on is a part of it.
     (place.images / "app" / "file").write_text("other")
     assert [place.of(name)["status"] for name in ("app", "onto")] == ["STALE", "STALE"]
+
+
+def test_an_image_is_built_on_what_its_base_is_now_although_that_was_built_before_something_else(place: Place) -> None:
+    context = place.image("onto", "ARG BASE", "FROM ${BASE}", "COPY more /", more="")
+    place.define(onto="{base: app}")
+    for number, text in enumerate(("app", "other", "app")):
+        (place.images / "app" / "file").write_text(text)
+        (context / "more").write_text(str(number))
+        assert place.type("build", "onto").status == 0
+        below, layers = (place.layers(place.of(name)["build"]["digest"]) for name in ("app", "onto"))
+        assert layers[: len(below)] == below
 
 
 def test_all_images_are_built_by_one_command(place: Place) -> None:
@@ -405,23 +301,6 @@ def test_what_a_manifest_names_is_no_command_to_the_terminal(place: Place) -> No
 # --- how far it is -----------------------------------------------------------------------------------------------------
 
 
-def gated(place: Place) -> Path:
-    """Make an image whose build goes on when the file that is returned is there, which is outside of it."""
-    context = place.image(
-        "slow",
-        "FROM scratch",
-        "COPY busybox /bin/",
-        'RUN ["/bin/busybox", "sh", "-c", "until [ -e /gate/open ]; do /bin/busybox usleep 10000; done"]',
-        'RUN ["/bin/busybox", "echo", "after"]',
-    )
-    shutil.copy(BUSYBOX, context)
-    gate = place.folder / "gate"
-    gate.mkdir()
-    text = (place.images / "factory.yaml").read_text()
-    place.images.joinpath("factory.yaml").write_text(f"volumes: {{../gate: /gate}}\n{text}")
-    return gate / "open"
-
-
 def until(place: Place, number: int, status: str) -> dict[str, Any]:
     """Return a work as soon as it has a status, and something is said of it."""
     end = time.monotonic() + HANG
@@ -551,8 +430,8 @@ def test_at_a_terminal_works_are_bars_and_tables_have_colours(place: Place) -> N
         (("build", "app", "--push", "nowhere"), NO_INPUT, "there is no provider nowhere; there is here, archive"),
         (("build", "app", "--push", "here", "--no-wait"), USAGE, "--no-wait"),
         (("build", "app", "--label", "x"), USAGE, "NAME=VALUE"),
-        (("build", "app", "--label", "sidecar.build=7"), DATA, "labels: sidecar.build: "),
-        (("build", "app", "--label", "a b=7"), DATA, "labels: a b: "),
+        (("build", "app", "--label", "sidecar.build=7"), DATA, "build: labels.sidecar.build: "),
+        (("build", "app", "--label", "a b=7"), DATA, "build: labels.a b: "),
         (("build", "app", "--target", "squashfs"), USAGE, "squashfs"),
         (("build", "special", "--target", "oci"), 78, "special is made for docker alone"),
         (("push", "app", "here"), 78, "app is not built: sidecar image build app"),

@@ -65,7 +65,7 @@ class Buildah:
         """Return the command that builds an image; it leaves the image's id in the file `id_file`."""
         command = ["buildah", "build", "--layers", "--force-rm", "--isolation=chroot", f"--format={target}"]
         # What is of this machine alone is nowhere else.
-        command.append("--pull-never" if base.startswith("localhost/") or not base else "--pull=false")
+        command.append("--pull-never" if base.startswith(("localhost/", "sha256:")) or not base else "--pull=false")
         if definition.timestamp is not None:
             command.append(f"--timestamp={definition.timestamp}")
         command += [f"--volume={outside}:{inside}:ro" for outside, inside in definition.volumes]

@@ -186,7 +186,7 @@ class Builder:
         return pushed, reference
 
     def _base(self, work: Work, definition: Definition, recipe: Recipe, buildah: Buildah) -> str:
-        """Return the reference of the image of ours that one is built on, once that is built."""
+        """Return the id of the image of ours that one is built on, once that is built. Its name may be another's by now."""
         content = digest(definition, recipe.base)
         while True:
             self._records.bury(_now())
@@ -202,7 +202,7 @@ class Builder:
             time.sleep(_PAUSE)
         if base.digest not in buildah.images():
             raise _Failed(f"{recipe.base}, which it is built on, is not there any more: build that first")
-        return definition.local(recipe.base)
+        return base.digest
 
     # --- a child
 
