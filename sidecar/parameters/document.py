@@ -3,7 +3,7 @@
 Values are read as they are written, whatever YAML would make of them: the label `1.10` stays `1.10`, the message `on` stays
 `on`. `null`, `~` and nothing are "not given", in lists and mappings too. Only the nodes are composed, nothing is constructed and
 nothing is expanded, so a document costs what its text costs: aliases are worth one node each. Documents above LIMIT characters
-are refused unread.
+are refused unread. libyaml, which is five times as fast, is not used: it dies of what is nested a hundred thousand deep.
 """
 
 from __future__ import annotations
