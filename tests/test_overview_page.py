@@ -467,8 +467,18 @@ def test_what_happens_is_announced_and_what_was_there_before_is_not(tab: Opened,
 # --- for everybody, and against some -----------------------------------------------------------------------------------
 
 
-def crowded(here: Served) -> None:
-    """Have a bit of everything there, and of what others may write as hostile as it can be."""
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A bit of everything, and of what others may write as hostile as it can be; it is looked at, and nothing of it changed."""
+    here = Served(tmp_path_factory.mktemp("crowded"))
+    try:
+        _crowd(here)
+        yield here
+    finally:
+        here.close()
+
+
+def _crowd(here: Served) -> None:
     here.start(handshake("long-" + "x" * 50, command=waiting("open")))
     done = here.start(handshake("done", prepare="sleep 0.05", command="sleep 0.1", keep="sleep 0.05"))
     failed = here.start(handshake("failed", prepare=f"exit 3 # {HOSTILE}"))
@@ -485,15 +495,13 @@ def crowded(here: Served) -> None:
 def open_all(page: Page) -> None:
     """Open whatever can be opened, and see that it is filled."""
     for summary in page.locator("summary:visible").all():
-        summary.click()
+        summary.press("Enter")  # a mouse might miss it, for what is filled above moves it
     for box in page.locator("article pre, #runs pre").all():
         expect(box).not_to_be_empty()
 
 
-def test_whatever_others_write_is_text_and_nothing_of_it_is_run_or_asked(tab: Opened, served: Callable[..., Served]) -> None:
-    here = served()
-    crowded(here)
-    opened = tab(here.url)
+def test_whatever_others_write_is_text_and_nothing_of_it_is_run_or_asked(tab: Opened, crowded: Served) -> None:
+    opened = tab(crowded.url)
     page = live(opened)
     open_all(page)
     expect(page.get_by_role("group", name="Log of odd")).to_contain_text("<b>bold</b>&amp;")
@@ -573,10 +581,8 @@ def test_all_of_it_is_used_by_keyboard_in_the_order_that_is_seen(tab: Opened, se
     assert places == sorted(places)
 
 
-def test_everything_that_can_be_used_has_a_name_for_assistive_technology(tab: Opened, served: Callable[..., Served]) -> None:
-    here = served()
-    crowded(here)
-    opened = tab(here.url)
+def test_everything_that_can_be_used_has_a_name_for_assistive_technology(tab: Opened, crowded: Served) -> None:
+    opened = tab(crowded.url)
     page = live(opened)
     open_all(page)
     assert opened.nameless() == []
@@ -588,10 +594,8 @@ def test_everything_that_can_be_used_has_a_name_for_assistive_technology(tab: Op
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_can_be_read_by_day_and_by_night(tab: Opened, served: Callable[..., Served], scheme: str) -> None:
-    here = served()
-    crowded(here)
-    opened = tab(here.url, color_scheme=scheme, viewport=WIDE)
+def test_all_text_can_be_read_by_day_and_by_night(tab: Opened, crowded: Served, scheme: str) -> None:
+    opened = tab(crowded.url, color_scheme=scheme, viewport=WIDE)
     page = live(opened)
     open_all(page)
     assert opened.unreadable() == []
@@ -610,10 +614,8 @@ def test_all_text_can_be_read_by_day_and_by_night(tab: Opened, served: Callable[
 
 
 @pytest.mark.parametrize("viewport", [PHONE, {"width": 320, "height": 600}, WIDE], ids=["phone", "small", "wide"])
-def test_nothing_is_wider_than_the_window(tab: Opened, served: Callable[..., Served], viewport: dict[str, int]) -> None:
-    here = served()
-    crowded(here)
-    opened = tab(here.url, viewport=viewport)
+def test_nothing_is_wider_than_the_window(tab: Opened, crowded: Served, viewport: dict[str, int]) -> None:
+    opened = tab(crowded.url, viewport=viewport)
     page = live(opened)
     assert opened.overflowing() == []
     open_all(page)
@@ -623,8 +625,10 @@ def test_nothing_is_wider_than_the_window(tab: Opened, served: Callable[..., Ser
     # And where the window is made another, so is the timeline.
     page.keyboard.press("Escape")
     page.set_viewport_size({"width": 360, "height": 720} if viewport == WIDE else {"width": 1280, "height": 900})
-    for chart in page.locator("article svg").all():
-        expect(chart).to_have_attribute("viewBox", re.compile(f"0 0 {chart.evaluate('each => each.parentElement.clientWidth')} "))
+    page.wait_for_function(
+        """() => [...document.querySelectorAll("article svg")].every(
+          (each) => each.viewBox.baseVal.width === each.parentElement.clientWidth)"""
+    )
 
 
 def test_the_page_is_one_document_that_needs_nothing_else() -> None:
@@ -884,3 +888,34 @@ def test_a_definition_that_cannot_be_read_is_told_and_once_it_can_be_all_is_ther
     page.get_by_role("button", name="Look again").click()
     expect(word(page, "app")).to_have_text("NEW")
     expect(page.locator("#images-said")).to_have_text("")
+
+
+def test_what_cannot_be_done_any_more_is_told_and_stays_told(tab: Opened, made: Callable[..., Made]) -> None:
+    here = made("archive: {layout: kept}", app="")
+    page = live(tab(here.url))
+    page.get_by_role("button", name="Build app").click()
+    push = page.get_by_role("button", name="Push app to archive")
+    expect(push).to_be_visible()
+    # Another removes what was built, of which the page has heard nothing.
+    shutil.rmtree(Path(here.state, "images"))
+    push.click()
+    expect(page.locator("#pressed-said")).to_contain_text("is not there any more")
+    expect(word(page, "app")).to_have_text("MISSING")
+    expect(page.locator("#pressed-said")).to_contain_text("is not there any more")
+    page.get_by_role("button", name="Build app").click()
+    expect(page.locator("#pressed-said")).to_have_text("")
+    expect(word(page, "app")).to_have_text("COMPLETE")
+
+
+def test_a_server_that_ends_during_a_build_has_forgotten_nothing_when_it_is_back(tab: Opened, made: Callable[..., Made]) -> None:
+    here = made(app=WAITS % "one")
+    page = live(tab(here.url))
+    page.get_by_role("button", name="Build app").click()
+    expect(at(page, "app")).to_contain_text("STEP 4/")
+    here.end()
+    expect(page.locator("#connection")).to_contain_text("Not connected")
+    here.pass_gate("one")
+    with here.factory() as factory:
+        until(lambda: all(each.over for each in factory.works()), "it is built")
+    here.begin()
+    expect(word(page, "app")).to_have_text("COMPLETE")

@@ -39,7 +39,7 @@ PAGE = r"""<!doctype html>
   h2, h3, h4, th, td, li, summary, .text { overflow-wrap: anywhere; unicode-bidi: isolate; }
   main { display: grid; gap: 1.25rem; grid-template-columns: minmax(0, 1fr); }
   section, #secret { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; }
-  section > :not(:last-child) { margin: 0 0 .75rem; } p, ul { margin: 0; }
+  section > :not(:last-child) { margin: 0 0 .75rem; } section > :is(p, ul):empty { margin: 0; } p, ul { margin: 0; }
   #secret { margin-bottom: 0; }
   .row { display: flex; flex-wrap: wrap; gap: .35rem .75rem; align-items: center; } .row > .last { margin-left: auto; }
   .head { display: flex; gap: .75rem; align-items: start; } .head > .row { flex: 1; min-width: 0; padding-top: .15rem; }
@@ -144,6 +144,7 @@ PAGE = r"""<!doctype html>
     <div class="row"><h2 id="images-head" tabindex="-1">Images</h2>
       <button id="again" type="button" class="plain last">Look again</button></div>
     <p id="images-said" class="bad text" role="alert"></p>
+    <p id="pressed-said" class="bad text" role="alert"></p>
     <p id="no-images" class="quiet" hidden>There are none.</p>
     <div class="wide"><table id="image-table" aria-labelledby="images-head">
       <thead><tr id="heads"></tr></thead>
@@ -264,7 +265,7 @@ const first = (text) => text.split("\n", 1)[0].slice(0, 300);
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
-let skew = 0;  // how far the server's clock is ahead of ours, which Date tells to the second
+let skew = 0;  // how far the server's clock is ahead of ours, which Date tells to a few seconds
 const clock = () => Date.now() / 1000 + skew;
 
 async function reach(path, options = {}) {
@@ -276,7 +277,7 @@ async function reach(path, options = {}) {
     throw new Error("The server cannot be reached.");
   }
   const ahead = (Date.parse(answer.headers.get("Date")) - Date.now()) / 1000;
-  skew = Math.abs(ahead) > 2 ? ahead : 0;
+  skew = Math.abs(ahead) > 5 ? ahead : 0;
   if (answer.status === 401) needed();
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
@@ -317,16 +318,18 @@ const tick = () => Math.floor(Date.now() / 2000);  // how often what goes on is 
 
 function disclosure(load) {  // what is asked for once somebody opens it, and again when it may have changed
   const node = make("details", {}, make("summary"), make("pre", {tabIndex: 0}));
-  let version = null, busy = false;
+  let version = null, busy = false, rest = 0;
   node.look = async () => {
-    if (!node.open || busy || version === node.version) return;
+    const began = Date.now();
+    if (!node.open || busy || version === node.version || began < rest) return;
     busy = true;
     version = node.version;
-    try { await load(node.lastElementChild, node); } catch (error) { put(node.lastElementChild, error.message); }
+    try { await load(node.lastElementChild); } catch (error) { put(node.lastElementChild, error.message); }
     busy = false;
+    rest = Date.now() + 5 * (Date.now() - began);  // what takes long to read is read less often
     node.look();
   };
-  node.addEventListener("toggle", () => { if (node.open) { version = null; node.look(); } });
+  node.addEventListener("toggle", () => { if (node.open) { version = null; rest = 0; node.look(); } });
   return node;
 }
 
@@ -376,7 +379,8 @@ function cell(head) {
 async function press(button) {
   if (button.getAttribute("aria-disabled")) return;
   set(button, "aria-disabled", "true");  // and not disabled, which would lose the focus
-  try { await begin(button.action); put(at("images-said"), ""); } catch (error) { put(at("images-said"), error.message); }
+  put(at("pressed-said"), "");
+  try { await begin(button.action); } catch (error) { put(at("pressed-said"), error.message); }
   await refresh();
   button.removeAttribute("aria-disabled");
 }
@@ -534,7 +538,7 @@ function drawNamed() {
   });
   const actions = ours().flatMap(on);
   show(at("all"), actions.length > 0 || !!applying);
-  if (actions.length) put(at("all"), "Do all: " + actions.map(says).join(", "));
+  if (actions.length) put(at("all"), actions.length > 3 ? "Do all " + actions.length : "Do all: " + actions.map(says).join(", "));
   if (applying) set(at("all"), "aria-disabled", "true"); else at("all").removeAttribute("aria-disabled");
 }
 at("check").addEventListener("submit", async (event) => {
@@ -766,7 +770,10 @@ function drawChart(box, name, lanes, now, stopped) {
   const signs = lanes.map((lane) => lane.standing === "died" ? lane.last || 0 : 0);
   const end = Math.max(start + .02, stopped ? 0 : now, ...all.map((bar) => bar.to), ...signs), span = end - start;
   const x = (time) => left + (width - left - right) * (time - start) / span, y = (number) => top + number * pitch + above;
-  const svg = shape("svg", {viewBox: "0 0 " + width + " " + height, height, role: "img", "aria-label": "Timeline of " + name});
+  const svg = box.firstElementChild || box.appendChild(shape("svg", {role: "img", "aria-label": "Timeline of " + name}));
+  set(svg, "viewBox", "0 0 " + width + " " + height);
+  set(svg, "height", String(height));
+  svg.replaceChildren();
   const step = STEPS.find((each) => span / each <= (width - left - right) / 64) || span / 4;
   for (let number = 0; number <= 40 && number * step <= span; number++) {
     const place = x(start + number * step), text = duration(number * step).replace(".0 s", " s").replace(" 0 s", "");
@@ -812,7 +819,6 @@ function drawChart(box, name, lanes, now, stopped) {
     path.append(shape("title", {}, lane.name + " waits for " + wait.for + " " + wait.what));
     svg.append(path);
   }));
-  box.replaceChildren(svg);
 }
 setInterval(() => {  // what goes on grows
   if (document.hidden) return;
