@@ -331,7 +331,7 @@ def test_a_builder_that_is_killed_leaves_a_failed_build_and_nothing_else(shop: W
     with open_records(shop.site.state) as others:
         buried = others.bury(microseconds())
         now = others.get(work.id)
-        # After the last command a build may be faster than whoever kills its builder; before it says anything it is not claimed yet.
+        # After the last command a build may be faster than whoever kills its builder, and at the beginning not be claimed yet.
         late, early = now.over and moment in SOON_OVER, now.status == "PENDING" and moment == "before anything is said"
         assert now.status == "FAILED" or late or early, shop.told(work)
         if now.status == "FAILED":
