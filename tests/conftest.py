@@ -1,5 +1,7 @@
 """What the tests share: stores, a tree to save in them, a small disk, and signals that are heard."""
 
+from __future__ import annotations
+
 import gc
 import os
 import random
@@ -8,15 +10,17 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import browser
 import emulators
+import memory
 import pytest
-from browser import Browser, Tab
 from emulators import Emulator
 
 from sidecar.store import Store, open_store
+
+if TYPE_CHECKING:
+    from browser import Browser, Tab
 
 # The asserts of contracts tell what they found, as those of tests do.
 pytest.register_assert_rewrite("session_contract", "factory_contract")
@@ -24,6 +28,10 @@ pytest.register_assert_rewrite("session_contract", "factory_contract")
 # What is collected stays to the end: who looks through all of it again and again for garbage takes a fifth of the time that
 # collecting takes, and every process that is forked from there copies what that has touched.
 gc.disable()
+
+
+def pytest_configure() -> None:
+    memory.take()
 
 
 def pytest_collection_finish() -> None:
@@ -93,8 +101,11 @@ def emulator(request: pytest.FixtureRequest) -> Emulator:
     return found
 
 
+# Imported by those alone who look at a page: Playwright is a fifth of a second of each process's start.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    import browser
+
     with browser.chromium() as found:
         yield found
 
@@ -102,6 +113,8 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
     """Opens a page as somebody does who was never there; as many as a test wants, each alone."""
+    from browser import Tab
+
     tabs: list[Tab] = []
 
     def show(url: str, **options: Any) -> Tab:

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import memory
 import psycopg
 import pytest
 import servers
@@ -122,7 +123,7 @@ def templates() -> Iterator[None]:
 @cache
 def _template(installed: Installation, checksums: bool, *options: str) -> Path:
     """Return a new cluster, which is made once: initdb takes longer than most tests."""
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir=memory.PLACE))
     _FOLDERS.append(folder)
     servers.give(folder)
     without = ["--no-data-checksums"] if installed.major >= 18 else []

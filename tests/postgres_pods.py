@@ -24,6 +24,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import memory
 import psycopg
 from processes import BIN, Pod, Started, processes
 from servers import give
@@ -42,7 +43,7 @@ Row = tuple[Any, ...]
 @contextmanager
 def new_place() -> Iterator[Path]:
     """Yield a directory that the account may enter; pytest's own are closed to it. Its path is short enough for sockets."""
-    top = Path(tempfile.mkdtemp(prefix="sidecar-"))
+    top = Path(tempfile.mkdtemp(prefix="sidecar-", dir=memory.PLACE))
     top.chmod(0o711)
     try:
         yield top

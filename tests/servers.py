@@ -27,6 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import memory
+
 from sidecar import linux
 from sidecar.batteries.postgres.installations import Installation, choose, find_installations
 
@@ -78,7 +80,7 @@ def give(path: str | os.PathLike[str]) -> None:
 @contextlib.contextmanager
 def new_folder() -> Iterator[Path]:
     """Yield a directory that the account may work in, whose path is short enough for a socket in it."""
-    path = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="pg", dir=memory.PLACE))
     try:
         give(path)
         path.chmod(0o711)
