@@ -128,18 +128,18 @@ def new_place(folder: Path) -> Iterator[Place]:
     found.define()
     yield found
     end = time.monotonic() + HANG
-    while any(str(found.state) in entry for entry in _descriptors()):
-        assert time.monotonic() < end, "a builder goes on"
+    while left := [entry for entry in _descriptors() if str(found.state) in entry[1]]:
+        assert time.monotonic() < end, f"a builder goes on: {left}"
         time.sleep(0.02)  # it is nobody's child
     assert str(found.folder) not in Path("/proc/mounts").read_text()
 
 
-def _descriptors() -> Iterator[str]:
-    """Yield what other processes than this one have open."""
+def _descriptors() -> Iterator[tuple[str, str]]:
+    """Yield what other processes than this one have open, each with the number of the process."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if int(process.name) != os.getpid():
-                yield from (os.readlink(fd) for fd in (process / "fd").iterdir())
+                yield from ((process.name, os.readlink(fd)) for fd in (process / "fd").iterdir())
         except OSError:
             continue
 

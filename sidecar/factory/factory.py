@@ -232,20 +232,22 @@ def _note(definition: Definition, reference: str, image: Image) -> str:
 
 
 def _target_faults(target: str) -> list[Fault]:
-    return [] if target in ("", *TARGETS) else [Fault("target", "", f"expected {' or '.join(TARGETS)}, not {target!r}")]
+    return [] if target in ("", *TARGETS) else [Fault("build", "target", f"expected {' or '.join(TARGETS)}, not {target!r}")]
 
 
 def _label_faults(labels: Mapping[str, str]) -> list[Fault]:
-    faults = [Fault("labels", "", f"{len(labels)} of them: expected at most {_LABELS}")] if len(labels) > _LABELS else []
+    faults = [Fault("build", "labels", f"{len(labels)} of them: expected at most {_LABELS}")] if len(labels) > _LABELS else []
     for name, value in labels.items():
         if not _LABEL.fullmatch(name) or name.startswith(_OURS):
             faults.append(
                 Fault(
-                    "labels", name[:64], f"expected letters and digits, with . _ / and - between them, not beginning with {_OURS}"
+                    "build",
+                    f"labels.{name[:64]}",
+                    f"expected letters and digits, with . _ / and - between them, not beginning with {_OURS}",
                 )
             )
         elif len(value) > _VALUE or not value.isprintable():
-            faults.append(Fault("labels", name, f"expected a value of one line, of at most {_VALUE} characters"))
+            faults.append(Fault("build", f"labels.{name}", f"expected a value of one line, of at most {_VALUE} characters"))
     return faults
 
 

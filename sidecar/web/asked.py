@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar.errors import Fault, ParametersError
+from sidecar.web.contract import LARGEST
 from sidecar.web.guard import body_of
 
 # A manifest of a cluster's is bounded at a mebibyte and a half (etcd); what is asked for here is smaller.
 MOST = 2 << 20
-_NUMBER = 1 << 62
 
 
 def by_method(path: str, **endpoints: Callable[[Request], Awaitable[Response]]) -> Route:
@@ -59,7 +59,7 @@ def number_of(text: str | None, field: str, default: int = 0) -> int:
     """Return a whole number of a path or a query; ParametersError where it is none, or negative."""
     if text is None:
         return default
-    if not text.isascii() or not text.isdecimal() or int(text[:20]) > _NUMBER:
+    if not text.isascii() or not text.isdecimal() or int(text[:20]) > LARGEST:
         raise ParametersError([Fault("request", field, "expected a whole number")])
     return int(text)
 

@@ -10,8 +10,10 @@ from sidecar.functions.answer import MIB, MOST, Limits
 from sidecar.web.description import description
 
 Schema = dict[str, Any]
+# Numbers are those of a database.
+LARGEST = (1 << 63) - 1
 _TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "integer", "minimum": 0}
+_NUMBER: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST}
 
 
 def contract(*, images: bool, functions: Sequence[str] | None, most: Limits = MOST) -> Schema:
@@ -152,7 +154,7 @@ _EVENTS: Schema = {
     }
 }
 
-_ID = _named("id", schema={"type": "integer", "minimum": 1})
+_ID = _named("id", schema={"type": "integer", "minimum": 1, "maximum": LARGEST})
 
 
 def _works(path: str, kind: Kind) -> Schema:
@@ -238,7 +240,7 @@ _IMAGES: Schema = {
             400,
             409,
             413,
-            requestBody={"required": True, "content": {"text/plain": {"schema": _TEXT}, **_json({"type": "object"})}},
+            requestBody={"required": True, "content": {"text/plain": {"schema": _TEXT}, **_json({})}},
         )
     },
 }

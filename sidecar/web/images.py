@@ -113,6 +113,8 @@ class _Images:
 
     async def check(self, request: Request) -> Response:
         body = await body_of(request, MOST)
+        if not body:
+            raise ParametersError([Fault("request", "body", "expected a manifest, it is empty")])
         try:
             text = body.decode()
         except UnicodeDecodeError as error:

@@ -35,9 +35,14 @@ _STATUSES: tuple[tuple[type[SidecarError], int], ...] = (
 )
 
 
+# What is wrong with all of what was sent is wrong with no field.
+_WHOLE = ("request", "call", "build")
+
+
 def errors(status: int, faults: Iterable[Fault], **more: Any) -> JSONResponse:
-    """Return an answer that tells what is wrong, each with the field that it is wrong with."""
-    return JSONResponse({"errors": [{"field": each.key, "message": each.problem} for each in faults], **more}, status)
+    """Return an answer that tells what is wrong, each with the field or the line that it is wrong with."""
+    told = [{"field": each.key or ("" if each.where in _WHOLE else each.where), "message": each.problem} for each in faults]
+    return JSONResponse({"errors": told, **more}, status)
 
 
 def refusal(error: SidecarError, **more: Any) -> JSONResponse:
