@@ -80,7 +80,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 # With a battery as others write them: a distribution of its own, which sidecar finds and does not know.
 $(VENV)/.test: $(VENV)/.core batteries/function/pyproject.toml
-	@$(MAKE) --no-print-directory debian DEBIAN='$(DEBIAN) $(BROWSER)'
+	@$(MAKE) --no-print-directory debian DEBIAN='$(DEBIAN) $(BROWSER) $(FACTORY)'
 	$(PIP) --editable '.[test]' --editable batteries/function
 	@touch $@
 
