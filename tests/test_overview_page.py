@@ -120,7 +120,10 @@ def waiting(gate: str) -> str:
 
 def handshake(name: str = "", *, prepare: str = ":", command: str = ":", keep: str = ":", wrap: str = "") -> Manifest:
     """Return a pod of an application and a battery, that meet as real ones do; each step is a shell command."""
-    mounts = {"volumeMounts": [mount("coord", "/coord"), mount("v", "/v")]}
+    # Wherever the checkout is: a container has a /tmp of its own.
+    top = {"name": "top", "hostPath": {"path": str(TESTS.parent)}}
+    volumes = [*({"name": each, "emptyDir": {}} for each in ("coord", "v")), top]
+    mounts = {"volumeMounts": [mount("coord", "/coord"), mount("v", "/v"), mount("top", str(TESTS.parent), readOnly=True)]}
     path = {"env": [{"name": "PYTHONPATH", "value": f"{TESTS}:{TESTS.parent}"}]}
     # A reference in a command is a kubelet's.
     host = [sys.executable, "-c", HOST.replace("$(", "$$("), "/coord", "fuse", prepare, keep, "{}"]
@@ -129,6 +132,7 @@ def handshake(name: str = "", *, prepare: str = ":", command: str = ":", keep: s
         {"name": "app", "image": "host", "command": words, **mounts},
         {"name": "fuse", "image": "host", "command": host, **path, **mounts},
         name=name or f"pod-{uuid.uuid4()}",
+        volumes=volumes,
     )
 
 
