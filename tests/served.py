@@ -16,7 +16,9 @@ from starlette.applications import Starlette
 def served(application: Starlette) -> Iterator[str]:
     """Serve an application until the end of the block; the value is its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(application, log_config=None, lifespan="off", timeout_graceful_shutdown=int(HANG))
+        config = uvicorn.Config(
+            application, log_config=None, lifespan="off", proxy_headers=False, timeout_graceful_shutdown=int(HANG)
+        )
         server = uvicorn.Server(config)
         application.state.ending = lambda: server.should_exit
         # Signals are the tests' own: a server beside the main thread hears none.

@@ -223,6 +223,25 @@ def test_without_a_token_other_users_of_the_machine_may_not_ask(here: Here) -> N
     assert httpx.get(f"{here.url}/healthz", trust_env=False).status_code == 204
 
 
+# Whoever closes at once hears no answer, and need not: what they asked for would be begun.
+CLOSE = """
+import socket, sys
+for _ in range(200):
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+        connection.sendall(sys.argv[2].encode())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes others")
+@pytest.mark.parametrize("header", ["", "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n"])
+def test_another_user_who_closes_at_once_has_nothing_begun(here: Here, client: httpx.Client, header: str) -> None:
+    body = json.dumps({"pod": pod(container("application", "host", "true"), name="planted")})
+    head = f"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}Content-Length: {len(body)}\r\n\r\n"
+    words = ["setpriv", "--reuid", "60000", "--regid", "60000", "--clear-groups", "/usr/bin/python3", "-I", "-c", CLOSE]
+    subprocess.run([*words, here.url.rpartition(":")[2], head + body], check=True, cwd="/")
+    assert client.get("/v1/sessions").json() == {"sessions": []}
+
+
 def test_with_a_token_it_is_asked_for(tmp_path: Path) -> None:
     with served(Here(tmp_path).application(TOKEN)) as url:
         assert httpx.get(f"{url}/v1/runs", trust_env=False).status_code == 401

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _logger = logging.getLogger(__name__)
 # How much of what is refused is read, in bytes.
 _HEARD = 1 << 20
+_ESTABLISHED = "01"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -63,7 +64,7 @@ class Guard:
             await _refuse(receive, say, 401, "Authorization", "expected a bearer token that is known here")
         elif not self._token and (problem := _of_another_page(scope)):
             await _refuse(receive, say, 403, problem, "is another page's, and there is no token here that it could know")
-        elif self._own and not self._token and _user_at(scope) not in (0, os.geteuid()):
+        elif self._own and not self._token and not _is_ours(scope):
             await _refuse(receive, say, 403, "", "is another user's, and there is no token here that they could know")
         else:
             await self._app(scope, receive, say)
@@ -97,19 +98,28 @@ def _of_another_page(scope: Scope) -> str:
     return "Origin" if origin is not None and _parts(origin).netloc != host else ""
 
 
-def _user_at(scope: Scope) -> int | None:
-    """Return whose process the other end of a connection is; None where it is not on this machine, or not to be found."""
+def _is_ours(scope: Scope) -> bool:
+    """Tell whether the other end of a connection is a process of this user's or root's, for as long as this looks.
+
+    The kernel says root of a socket that was closed. So it is asked twice: who closes it between state and user of the first
+    answer is found out by the second.
+    """
     client, server = scope.get("client"), scope.get("server")
     if client is None or server is None:
-        return None
+        return False
     sought = [_as_in_proc(*client), _as_in_proc(*server)]
+    return all(_user_of(sought) in (0, os.geteuid()) for _ in range(2))
+
+
+def _user_of(sought: Sequence[str]) -> int | None:
+    """Return whose an open socket with these addresses is; None where there is none, as where it is another machine's."""
     for table in ("tcp", "tcp6"):
         try:
             with open(f"/proc/net/{table}") as file:
                 for line in file:
                     said = line.split()
                     if said[1:3] == sought:
-                        return int(said[7])
+                        return int(said[7]) if said[3] == _ESTABLISHED and said[9] != "0" else None
         except OSError:
             pass
     return None
