@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -300,3 +302,17 @@ def test_a_directory_stands_for_the_claim_that_the_store_is_on(machine: Machine)
     # All but the images of the battery and of the wrapper, which are no directories here.
     assert "claim" not in ran.stderr
     assert "persistentVolumeClaim" in machine.start("app", *words[:4], *words[6:]).stderr
+
+
+def test_sessions_and_runs_are_kept_beside_each_other_whichever_was_first(tmp_path: Path) -> None:
+    for first in ("session", "once"):
+        home = tmp_path / first
+        home.mkdir()
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+        commands = {
+            "session": ["session", "start", "--image", "host", "--wait", "--", "true"],
+            "once": ["once", "run", "--name", "it", "--", "true"],
+        }
+        for name in sorted(commands, key=lambda each, first=first: each != first):  # type: ignore[misc]
+            subprocess.run([BIN / "sidecar", *commands[name]], env=environment, check=True, timeout=60)
+        assert stat.S_IMODE((home / ".local" / "state" / "sidecar").stat().st_mode) == 0o700

@@ -225,7 +225,8 @@ class LedRunner:
 
     def _make_folder(self) -> None:
         try:
-            os.makedirs(os.path.dirname(self.folder), exist_ok=True)
+            # What else is kept above it, such as runs, is nobody else's either.
+            os.makedirs(os.path.dirname(self.folder), 0o700, exist_ok=True)
             with suppress(FileExistsError):
                 os.mkdir(self.folder, 0o700)
         except OSError as error:
