@@ -1,4 +1,4 @@
-"""Memory in place of a disk, for what tests make by the hundred megabytes and throw away: clusters, and bundles of them.
+"""Memory in place of a disk, for what tests make by the hundred megabytes and throw away: clusters, bundles of them, images.
 
 Each test process that may have one gets a tmpfs of its own over /dev/shm, in a mount namespace of its own: nobody else sees it,
 no two workers share it, and it ends with the last process in there, whoever is killed; so does whatever else a test mounts and
@@ -12,6 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 SIZE = "2g"  # a bound for what runs away
 CLONE_NEWNS = 0x20000
@@ -32,3 +37,13 @@ def take() -> None:
         raise OSError(number, os.strerror(number))
     if not libc.mount(b"tests", b"/dev/shm", b"tmpfs", MS_NOSUID | MS_NODEV, f"size={SIZE},mode=1777".encode()):
         PLACE = "/dev/shm"
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Yield a folder of `PLACE`: what tmp_path is, for those who would wait for a disk. It is closed to other users."""
+    path = Path(tempfile.mkdtemp(prefix="sidecar-", dir=PLACE))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import memory
 import pytest
 from factory_places import BUSYBOX, Place, gated, new_place, pod
 from processes import HANG
@@ -31,14 +32,14 @@ APP = "localhost/sidecar/app:0.1.0"
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    with new_place(tmp_path / "place") as found:
+def place() -> Iterator[Place]:
+    with memory.folder() as top, new_place(top / "place") as found:
         yield found
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Registry]:
-    with registry(tmp_path / "registry") as running:
+def here() -> Iterator[Registry]:
+    with memory.folder() as top, registry(top / "registry") as running:
         yield running
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import memory
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -315,9 +316,13 @@ LINE = st.builds(
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], set[str] | str]]:
+def copied() -> Iterator[Callable[[str], set[str] | str]]:
     """What buildah copies from a tree with this ignore file, or why it does not."""
-    top = tmp_path_factory.mktemp("ignore")
+    with memory.folder() as top:
+        yield copied_in(top)
+
+
+def copied_in(top: Path) -> Callable[[str], set[str] | str]:
     for path in PATHS:
         (top / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
         (top / "tree" / path).write_text(path)
@@ -336,8 +341,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         shutil.rmtree(top / "out", ignore_errors=True)
         return ran.stderr if ran.returncode else found
 
-    yield copied
-    shutil.rmtree(top / "images")
+    return copied
 
 
 def kept(text: str) -> set[str]:
