@@ -1,6 +1,7 @@
 """What it costs that source code which was just handed over is run, beside bwrap and the interpreter: `make bench-functions`.
 
-    overhead    one call of one worker, beside bwrap around the interpreter with as much of a sandbox
+    overhead    one call of one worker, beside bwrap around the interpreter: in a sandbox of the same namespaces, and in the
+                worker's own, with its filter of calls and its places of bounded size
     stalled     with 5 % of workers stalled for a second, the p99 of calls by two workers beside those by one
     sustained   calls in a second of a server over HTTP by one worker, beside bwrap and the interpreter, as many at a time
 
@@ -28,8 +29,11 @@ from pathlib import Path
 from coordination import Target, machine, print_rows
 
 from sidecar.functions.answer import Asked, Limits
+from sidecar.functions.confinement import Machine, sandbox
 from sidecar.functions.runtimes import Runtime, find_runtimes
 from sidecar.functions.service import Service
+from sidecar.functions.worker import machine as machine_of_workers
+from sidecar.sandbox import options
 
 RUNTIMES = str(Path(__file__).parent.parent.parent / "images" / "runtimes")
 SIDECAR = os.path.join(os.path.dirname(sys.executable), "sidecar")
@@ -55,6 +59,22 @@ def bare(source: str, interpreter: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
+def with_its_sandbox(here: Machine, source: bytes, interpreter: list[str]) -> None:
+    """Run an interpreter in the sandbox of a worker, without anything else of one."""
+    held = [os.memfd_create(name) for name in ("script", "source", "filter", "options")]
+    try:
+        script, code, calls, told = held
+        said = options(sandbox(Asked(source), here, script, code, calls))
+        for fd, data in zip(held, (b"", source, here.filter, b"".join(os.fsencode(word) + b"\0" for word in said)), strict=True):
+            os.pwrite(fd, data, 0)
+        words = [here.bwrap, "--args", str(told), "--", *interpreter, "/code/source"]
+        ran = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, pass_fds=held, check=True)
+        assert ran.stdout.strip() == b"42"
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def milliseconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
@@ -63,8 +83,9 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 def overhead(service: Service, loop: asyncio.AbstractEventLoop, folder: Path) -> list[Target]:
     """Compare a call with the bare command, for each language."""
-    rows = [("one worker, p50 (ms)", "sidecar", "bwrap and the interpreter", "ratio"), ("---", "---:", "---:", "---:")]
+    rows = [("one worker, p50 (ms)", "sidecar", "bwrap", "ratio", "bwrap, the same sandbox", "ratio"), ("---", *["---:"] * 5)]
     targets = []
+    here = machine_of_workers(str(shutil.which("bwrap")), None)
     for language, (source, interpreter) in SOURCES.items():
         file = folder / language
         file.write_text(source)
@@ -72,6 +93,7 @@ def overhead(service: Service, loop: asyncio.AbstractEventLoop, folder: Path) ->
         words = bare(str(file), interpreter)
         ours: list[float] = []
         theirs: list[float] = []
+        alike: list[float] = []
 
         def call(language: str = language, asked: Asked = asked) -> None:
             assert loop.run_until_complete(service.call(language, asked)).won.status == "ok"
@@ -79,12 +101,18 @@ def overhead(service: Service, loop: asyncio.AbstractEventLoop, folder: Path) ->
         def run(words: list[str] = words) -> None:
             assert subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, check=True).stdout.strip() == b"42"
 
+        def run_alike(source: bytes = source.encode(), interpreter: list[str] = interpreter) -> None:
+            with_its_sandbox(here, source, interpreter)
+
         for number in range(SAMPLES):
-            for kept, work in ((ours, call), (theirs, run))[:: 1 if number % 2 else -1]:
+            for kept, work in ((ours, call), (theirs, run), (alike, run_alike))[:: 1 if number % 2 else -1]:
                 kept.append(milliseconds(work))
-        ratio = statistics.median(ours) / statistics.median(theirs)
-        rows.append((language, f"{statistics.median(ours):.1f}", f"{statistics.median(theirs):.1f}", f"{ratio:.2f}"))
-        targets.append(Target(f"a call in {language} beside bwrap and the bare interpreter", OVERHEAD, "times", ratio))
+        p50, bare_p50, alike_p50 = map(statistics.median, (ours, theirs, alike))
+        shown = (f"{p50:.1f}", f"{bare_p50:.1f}", f"{p50 / bare_p50:.2f}", f"{alike_p50:.1f}", f"{p50 / alike_p50:.2f}")
+        rows.append((language, *shown))
+        targets.append(Target(f"a call in {language} beside bwrap and the bare interpreter", OVERHEAD, "times", p50 / bare_p50))
+        what = f"a call in {language} beside the bare interpreter in the same sandbox"
+        targets.append(Target(what, OVERHEAD, "times", p50 / alike_p50))
     print_rows(rows)
     return targets
 
