@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import memory
 import pytest
 from processes import gone, until
 from workshop import Workshop, microseconds
@@ -24,8 +25,8 @@ LONG = "sleep 300"
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    with Workshop(tmp_path) as shop:
+def shop() -> Iterator[Workshop]:
+    with memory.folder() as top, Workshop(top) as shop:
         yield shop
 
 

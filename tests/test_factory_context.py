@@ -294,9 +294,11 @@ def test_what_changes_while_it_is_read_is_read_as_it_may_be(tmp_path: Path) -> N
         assert busy.stdout is not None
         busy.stdout.readline()
         end = time.monotonic() + 1
-        while time.monotonic() < end:
-            tree_digest(str(tmp_path))
-        busy.kill()
+        try:
+            while time.monotonic() < end:
+                tree_digest(str(tmp_path))
+        finally:
+            busy.kill()
 
 
 # --- what is ignored, beside buildah itself ----------------------------------------------------------------------------
