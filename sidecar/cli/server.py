@@ -39,7 +39,8 @@ def token_of(file: str | None) -> str:
 
 def server() -> Client | None:
     """Return the server that this command is to speak to; None where it is to do itself what it does."""
-    url = click.get_current_context().find_root().params.get("server")
+    context = click.get_current_context(silent=True)
+    url = context and context.find_root().params.get("server")
     if not url:
         return None
     from sidecar.web.client import Client
