@@ -160,9 +160,10 @@ def _put_entry(hash_: blake3, path: str, folder: int, name: str, about: os.stat_
             told = b"d", b""
         else:
             told = _KINDS.get(kind, b"?"), b"%d" % about.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else b""
-    except FileNotFoundError:
-        return
     except OSError as error:
+        # Gone, or something else by now, of which whoever looks again is told: a file became a link, a link became a file.
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EINVAL):
+            return
         raise Unreachable(f"{path} cannot be read: {error.strerror}") from None
     for part in (os.fsencode(path), mode, *told):
         _put(hash_, part)
