@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from sidecar.session.local import LocalRunner
 from sidecar.session.machine import Machine
 from sidecar.session.runner import Runner
 from sidecar.web.client import Client
+from sidecar.web.serve import listen
 from sidecar.web.server import Parts, application
 
 TOKEN = "a token of the tests"
@@ -293,3 +295,10 @@ def test_what_is_described_is_so_whatever_is_asked(case: schemathesis.Case[Any])
     # What a pod's manifest may be no schema says: Kubernetes' own is refused in parts, with each fault.
     refused: Any = [positive_data_acceptance] if case.path == "/v1/sessions" else []
     case.call_and_validate(headers=_WHOM, excluded_checks=refused)
+
+
+def test_an_answer_is_sent_at_once_and_waits_for_no_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

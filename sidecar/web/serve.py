@@ -42,7 +42,7 @@ def serve(application: Any, host: str, port: int, token: str, begun: Callable[[s
     # Answers that have no end of their own ask for this.
     application.state.ending = lambda: server.should_exit
     try:
-        listening = _listen(host, port)
+        listening = listen(host, port)
     except OSError as error:
         raise Unreachable(f"{host}:{port} cannot be listened to: {error.strerror}") from None
     begun(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/")
@@ -53,7 +53,8 @@ def serve(application: Any, host: str, port: int, token: str, begun: Callable[[s
         server.run([listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there; port 0 is any that is free."""
     kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.create_server(address[:2], family=kind, backlog=2048)
     # Which its connections inherit. asyncio does so for sockets that say they are TCP's, which this one does not; without it the
