@@ -34,7 +34,7 @@ OF_THE_WRAPPER := not (burst or handshakes or anywhere or any_bytes or users)
 SERVERS := 12.22.0-beta.15 14.23.0 17.11.0 18.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-pods check debian servers wrapper wheels images examples bench-coordination bench-data bench-mount bench-postgres bench-once bench-session bench-functions clean
+.PHONY: help demo test test-long test-pods check debian servers wrapper wheels images examples bench-coordination bench-data bench-mount bench-postgres bench-once bench-session bench-functions bench-factory clean
 
 help:
 	@echo 'make demo                 run the main job once, with real data, and look at what came of it'
@@ -50,6 +50,7 @@ help:
 	@echo 'make bench-postgres       how fast databases come and go, beside the programs of PostgreSQL'
 	@echo 'make bench-once           what it costs that a program runs at most once, beside a shell script with flock'
 	@echo 'make bench-functions      what it costs to run code that was just handed over, beside bwrap and the interpreter'
+	@echo 'make bench-factory        what it costs that an image is built by the factory, beside plain buildah (needs root)'
 	@echo 'make bench-session        how long it takes to compose the pod of many artifacts'
 
 # Debian's PostgreSQL makes a cluster and starts it, unless it is told not to before; where it is there already, it is left alone.
@@ -176,6 +177,10 @@ bench-once: $(VENV)/.core
 bench-functions: $(VENV)/.test
 	@$(BIN)/python -m compileall -q sidecar
 	@$(BIN)/python tests/bench/functions.py
+
+bench-factory: $(VENV)/.test
+	@$(BIN)/python -m compileall -q sidecar
+	@$(BIN)/python tests/bench/factory.py
 
 bench-session: $(VENV)/.core
 	@$(BIN)/python -m compileall -q sidecar

@@ -1,0 +1,226 @@
+"""What it costs that images are built by the factory, beside plain `buildah build`: `make bench-factory`.
+
+    overhead    a build by Factory.build, until its end is recorded, beside buildah told the same
+    reads       a build that `sidecar serve` was asked for, its status read 100 times a second over HTTP, beside nobody reading
+
+The overhead is all that the factory adds: the digest of the context, before and after; a builder, which is a process that has to
+begin; records on the disk; and namespaces around buildah.
+
+It is a benchmark, no test: it prints whether each target was met, and ends with 0 either way. It needs root, as building does.
+
+What one must know to change it safely. Each build has a store of its own, made and empty, in which nothing is that it could take
+instead of building. Ways that are compared take turns, each time another one first. When a build was over is told by its record,
+for which nobody looks more often than 20 times a second: whoever looks takes time of the machine's. The steps compute and do not
+sleep, for what goes on beside them shall slow them. Reads are due at fixed times, and made up for when they are late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from coordination import Target, Times, end_on_sigterm, machine, print_rows, progress, read
+
+from sidecar.factory.buildah import Buildah
+from sidecar.factory.context import open_definition
+from sidecar.factory.factory import Factory
+from sidecar.factory.records import open_records
+
+SIDECAR = os.path.join(os.path.dirname(sys.executable), "sidecar")
+BUSYBOX = "/bin/busybox"
+IMAGE = "steps"
+STEPS, STEP = 5, 0.3  # of so many seconds each, about
+MOST, RATE = 1.05, 100
+LOOK = 0.05
+LONG = 120.0
+WAYS = ("read 100 times a second", "not read")
+
+
+class Place:
+    """A folder with a factory.yaml, the context of one image, a store of images that is made and empty, and records."""
+
+    def __init__(self, folder: Path, blocks: int) -> None:
+        self.definition, self.state = folder / "images" / "factory.yaml", folder / "state"
+        context = self.definition.parent / IMAGE
+        context.mkdir(parents=True)
+        self.definition.write_text("repository: bench/{image}\n")
+        shutil.copy(BUSYBOX, context)
+        count = f"/bin/busybox dd if=/dev/zero bs=1M count={blocks} 2>/dev/null | /bin/busybox sha256sum"
+        steps = [f'RUN ["/bin/busybox", "sh", "-c", "{count} >/{number}"]' for number in range(STEPS)]
+        (context / "Containerfile").write_text("\n".join(["FROM scratch", "COPY busybox /bin/", *steps, ""]))
+        self.state.mkdir(mode=0o700)
+        self.buildah = Buildah(str(self.state / "images"))
+        self.buildah.prepare()
+
+    def plain(self) -> int:
+        """Return how long buildah takes in ns, told what the factory tells it."""
+        definition = open_definition(str(self.definition))
+        labels = {"sidecar.build": "1", "sidecar.content-digest": f"blake3:{'0' * 64}"}
+        id_file = str(self.state / "id")
+        told = self.buildah.build(
+            definition, definition.image(IMAGE), target="oci", ignore="", base="", labels=labels, id_file=id_file
+        )
+        environment = self.buildah.environment(str(self.state))
+        # It would leave the store mounted on itself here.
+        command = ["unshare", "--mount", *told[told.index("buildah") :]]
+        begun = time.time_ns()
+        ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        taken = time.time_ns() - begun
+        assert ended.returncode == 0, ended.stderr
+        return taken
+
+    def ours(self) -> int:
+        """Return how long the factory takes in ns, from its being asked to the end that it records."""
+        with Factory(str(self.definition), str(self.state)) as factory:
+            begun = time.time_ns()
+            return self.over(factory.build(IMAGE).id) - begun
+
+    def over(self, number: int) -> int:
+        """Return when a build was over, in ns, once it is."""
+        with open_records(str(self.state)) as records:
+            until = time.monotonic() + LONG
+            while not (work := records.get(number)).over:
+                assert time.monotonic() < until, "it is not over"
+                time.sleep(LOOK)
+        assert work.status == "COMPLETE", work.error
+        return work.finished * 1000
+
+    def served(self, rate: int) -> tuple[int, list[int]]:
+        """Return how long a build takes in ns that a server is asked for, and how long each read of its status took."""
+        taken: list[int] = []
+        with self.server() as port:
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG)
+            begun = time.time_ns()
+            client.request("POST", f"/v1/images/{IMAGE}/builds", "{}", {"Content-Type": "application/json"})
+            answer = client.getresponse()
+            told = json.load(answer)
+            assert answer.status == 202, told
+            where = urlsplit(answer.headers["Location"]).path
+            over = threading.Event()
+            reader = threading.Thread(target=read_status, args=(client, where, rate, over, taken))
+            if rate:
+                reader.start()
+            try:
+                finished = self.over(told["id"])
+            finally:
+                over.set()
+                if rate:
+                    reader.join()
+                client.close()
+        if rate:
+            wanted = (finished - begun) / 1e9 * rate
+            assert len(taken) >= 0.9 * wanted, f"{len(taken)} reads: expected {wanted:.0f}"
+        return finished - begun, taken
+
+    @contextmanager
+    def server(self) -> Iterator[int]:
+        """Yield the port of a server that is gone at the end."""
+        words = [SIDECAR, "serve", "--port", "0", "--factory", str(self.definition), "--folder", str(self.state / "sessions")]
+        environment = {**os.environ, "SIDECAR_STATE": str(self.state)}
+        said = self.state / "said"
+        # A file: it has a line for each read, by which a pipe would be full.
+        with said.open("w") as told, subprocess.Popen(words, env=environment, stderr=told) as server:
+            try:
+                while "\n" not in said.read_text():
+                    assert server.poll() is None, said.read_text()
+                    time.sleep(LOOK)
+                yield int(said.read_text().partition("\n")[0].rstrip("/").rpartition(":")[2])
+            finally:
+                server.terminate()
+
+
+def read_status(client: http.client.HTTPConnection, where: str, rate: int, over: threading.Event, taken: list[int]) -> None:
+    """Read the status of a build `rate` times a second until it is over, and keep how long each read took."""
+    first = time.monotonic()
+    while not over.wait(max(0.0, first + len(taken) / rate - time.monotonic())):
+        begun = time.monotonic_ns()
+        client.request("GET", where)
+        answer = client.getresponse()
+        told = json.load(answer)
+        assert answer.status == 200, told
+        taken.append(time.monotonic_ns() - begun)
+
+
+def blocks() -> int:
+    """Return how many MiB one step has to hash so that it takes STEP here."""
+    count = f"{BUSYBOX} dd if=/dev/zero bs=1M count=64 2>/dev/null | {BUSYBOX} sha256sum"
+    taken = []
+    for _ in range(5):
+        begun = time.monotonic()
+        subprocess.run(["sh", "-c", count], stdout=subprocess.DEVNULL, check=True)
+        taken.append(time.monotonic() - begun)
+    return max(1, round(64 * STEP / min(taken)))
+
+
+def take_turns(top: Path, pairs: int, size: int, what: str, ways: Sequence[tuple[str, Callable[[Place], int]]]) -> list[Times]:
+    """Measure each of two ways as often, each time the other one first. The first turn reads the files from disk."""
+    found = [Times(name) for name, _ in ways]
+    for turn in range(-1, pairs):
+        for which in (0, 1)[:: 1 if turn % 2 else -1]:
+            with tempfile.TemporaryDirectory(dir=top) as folder:
+                taken = ways[which][1](Place(Path(folder), size))
+            if turn >= 0:
+                found[which].taken.append(taken)
+        if turn >= 0:
+            progress(what, turn + 1, pairs)
+    return found
+
+
+def ratio(kinds: Sequence[Times]) -> float:
+    """Return the median of how many times as long the first takes, pair by pair."""
+    return statistics.median(ours / theirs for ours, theirs in zip(kinds[0].taken, kinds[1].taken, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What it costs that images are built by the factory.")
+    parser.add_argument("--quick", action="store_true", help="few samples: to see that it runs, not how fast it is")
+    pairs = 2 if parser.parse_args().quick else 15
+    signal.signal(signal.SIGTERM, end_on_sigterm)
+    reads: list[int] = []
+
+    def watched(place: Place) -> int:
+        taken, each = place.served(RATE)
+        reads.extend(each)
+        return taken
+
+    with tempfile.TemporaryDirectory(prefix="bench-factory-") as name:
+        top = Path(name)
+        about, size = machine(os.path.realpath(name)), blocks()
+        about["buildah"] = subprocess.run(["buildah", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        overhead = take_turns(
+            top, pairs, size, "overhead", [("the factory", Place.ours), ("`buildah build`, the same arguments", Place.plain)]
+        )
+        slowed = take_turns(top, pairs, size, "reads", [(WAYS[0], watched), (WAYS[1], lambda place: place.served(0)[0])])
+        about["load after"] = read("/proc/loadavg").split()[0]
+    print(", ".join(f"{what} {how}" for what, how in about.items()) + "\n")
+    rows: list[tuple[str, ...]] = [("", "", "n", "median", "p99", "ratio"), ("---", "---", "---:", "---:", "---:", "---:")]
+    for what, kinds in (("an image of five steps is built", overhead), ("asked of `sidecar serve`", slowed)):
+        for number, kind in enumerate(kinds):
+            row = (kind.what, str(len(kind.taken)), f"{kind.median:.0f} ms", f"{kind.p99:.0f} ms")
+            rows.append(("" if number else what, *row, "" if number else f"{ratio(kinds):.3f}"))
+    told = Times("one read", reads)
+    rows.append(("", told.what, str(len(reads)), f"{told.median:.1f} ms", f"{told.p99:.1f} ms", ""))
+    print_rows(rows)
+    for target in (
+        Target("a build beside plain buildah", MOST, "times", ratio(overhead)),
+        Target("a build whose status is read 100 times a second", MOST, "times", ratio(slowed)),
+    ):
+        print(f"{target.what}: {target.found:.3f} {target.unit}, target {target.limit:g}: {'met' if target.met else 'missed'}")
+
+
+if __name__ == "__main__":
+    main()
