@@ -3,7 +3,7 @@
     <folder>/             0700, this user's, on a file system of this host's own
         state.sqlite3     0600, with -wal and -shm beside it
         runs/<lease>      see sidecar.once.lease
-        builders/<lease>  see sidecar.factory.records_sqlite
+        builders/         see sidecar.factory.site and records_sqlite
 
 What one must know to change it. Whatever must not be lost is written with `write()`: one transaction, begun IMMEDIATE so that it
 never fails half-way for a lock, and on the disk when it returns (`synchronous=FULL`; with NORMAL a power cut takes the last
@@ -97,6 +97,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE work (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             same TEXT NOT NULL,
+            site TEXT NOT NULL,
             kind TEXT NOT NULL,
             image TEXT NOT NULL,
             target TEXT NOT NULL,

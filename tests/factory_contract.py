@@ -26,9 +26,10 @@ from sidecar.factory import records_sql
 from sidecar.factory.model import BEGUN, UNDER_WAY, Asked, Kind, Work
 from sidecar.factory.records import LOG_ENDS, LOG_LIMIT, Records, new_worker
 
-APP = Asked("build", "app", "oci", "blake3:1", labels={"team": "a", "é\0\udcff": '"'})
-OTHER = Asked("build", "other", "docker", "blake3:2")
-PUSH = Asked("push", "app", "oci", "blake3:1", "here", 1)
+HERE, ELSEWHERE = "here:/images/factory.yaml#1", "é there:/images/factory.yaml#2"
+APP = Asked("build", "app", "oci", "blake3:1", HERE, labels={"team": "a", "é\0\udcff": '"'})
+OTHER = Asked("build", "other", "docker", "blake3:2", HERE)
+PUSH = Asked("push", "app", "oci", "blake3:1", HERE, "here", 1)
 
 
 class Place(ABC):
@@ -120,18 +121,19 @@ class RecordsContract:
 
     def test_what_is_asked_for_is_pending_and_is_the_same_for_who_asks_again(self, records: Records) -> None:
         work = records.ask(APP, 7)
-        assert work == replace(Work(work.id, "build", "app", "oci", "blake3:1", "PENDING"), labels=APP.labels, asked=7)
+        assert work == replace(Work(work.id, "build", "app", "oci", "blake3:1", "PENDING"), site=HERE, labels=APP.labels, asked=7)
         assert records.ask(replace(APP, labels={}), 8) == work
         assert records.get(work.id) == work
-        assert records.waiting() == 1
+        assert records.waiting(HERE) == 1
         push = records.ask(PUSH, 9)
         assert (push.kind, push.provider, push.build, push.id > work.id) == ("push", "here", 1, True)
         assert records.find() == [push, work]
 
     @pytest.mark.parametrize(
-        "asked", [replace(APP, image="b"), replace(APP, target="docker"), replace(APP, content="c"), replace(PUSH, provider="p")]
-    )
-    def test_another_image_target_content_or_provider_is_another_work(self, records: Records, asked: Asked) -> None:
+        "asked", [replace(APP, image="b"), replace(APP, target="docker"), replace(APP, content="c"), replace(PUSH, provider="p"),
+         replace(APP, site=ELSEWHERE), replace(PUSH, site=ELSEWHERE)],
+    )  # fmt: skip
+    def test_another_image_target_content_provider_or_site_is_another_work(self, records: Records, asked: Asked) -> None:
         first = {records.ask(APP, 1).id, records.ask(PUSH, 1).id}
         assert records.ask(asked, 2).id not in first
 
@@ -150,7 +152,7 @@ class RecordsContract:
         again = records.ask(APP, 3)
         assert again.id > first.id
         assert records.get(first.id) == replace(first, status="FAILED", error="no such base", finished=2)
-        assert records.latest("build", "app") == again
+        assert records.latest("build", "app", HERE) == again
 
     def test_fifty_threads_that_ask_for_the_same_are_given_one_work(self, records: Records) -> None:
         given_, gate = [], threading.Barrier(50)
@@ -189,11 +191,11 @@ class RecordsContract:
         assert records.find(image="app") == [c, a]
         assert records.find("push", "other") == []
         assert records.find(status=("FAILED", "COMPLETE")) == [b]
-        assert records.latest("push", "app", "here") == c
-        assert records.latest("push", "app", "there") is None
+        assert records.latest("push", "app", HERE, "here") == c
+        assert records.latest("push", "app", HERE, "there") is None
         later = records.ask(replace(APP, content="blake3:3"), 5)
-        assert records.latest("build", "app") == later
-        assert records.latest("build", "app", content="blake3:1") == a
+        assert records.latest("build", "app", HERE) == later
+        assert records.latest("build", "app", HERE, content="blake3:1") == a
 
     @pytest.mark.parametrize("number", [0, -1, 99, 1 << 31, 1 << 63, 10**30])
     def test_a_work_that_there_is_not_is_missing(self, records: Records, number: int) -> None:
@@ -205,7 +207,7 @@ class RecordsContract:
         records.ask(APP, 1)
         for name in ("\0", "\udcff", "'; DROP TABLE work; --", "%", "?", "é" * 100_000):
             assert records.find(image=name) == records.find(name) == []
-            assert records.latest("build", name) is None
+            assert records.latest("build", name, HERE) is None
 
     # --- doing
 
@@ -214,7 +216,7 @@ class RecordsContract:
         """Begin the next work, and be alive meanwhile."""
         worker = new_worker()
         with records.lease(worker):
-            work = records.claim(worker, 2)
+            work = records.claim(worker, 2, HERE)
             assert work is not None
             yield work
 
@@ -225,8 +227,35 @@ class RecordsContract:
                 begun = stack.enter_context(self.begun(records))
                 status = BEGUN[work.kind]
                 assert begun == replace(work, status=status, worker=begun.worker, started=2) == records.get(work.id)
-            assert records.claim(begun.worker, 3) is None
-            assert records.waiting() == 0
+            assert records.claim(begun.worker, 3, HERE) is None
+            assert records.waiting(HERE) == 0
+
+    def test_works_of_two_sites_are_seen_by_all_and_begun_by_their_own_only(self, records: Records) -> None:
+        theirs = records.ask(replace(APP, site=ELSEWHERE), 1)
+        ours = records.ask(APP, 2)
+        assert (theirs.site, ours.site) == (ELSEWHERE, HERE)
+        assert records.find() == [ours, theirs]
+        assert (records.waiting(HERE), records.waiting(ELSEWHERE), records.waiting("")) == (1, 1, 0)
+        worker = new_worker()
+        with records.lease(worker):
+            assert records.claim(worker, 3, "") is None
+            begun = records.claim(worker, 3, HERE)
+            assert begun is not None
+            assert begun.id == ours.id  # although it was asked for later
+            assert records.claim(worker, 4, HERE) is None
+            assert records.latest("build", "app", HERE) == begun
+            assert records.latest("build", "app", ELSEWHERE) == theirs
+            assert records.latest("build", "app", "") is None
+            assert (records.waiting(HERE), records.waiting(ELSEWHERE)) == (0, 1)
+            records.finish(ours.id, "d", "r", 5)
+        assert records.ask(replace(APP, site=ELSEWHERE), 6) == theirs
+
+    def test_a_dead_builder_of_another_site_is_buried_too(self, records: Records) -> None:
+        records.ask(replace(APP, site=ELSEWHERE), 1)
+        worker = new_worker()
+        with records.lease(worker):
+            assert records.claim(worker, 2, ELSEWHERE) is not None
+        assert [each.status for each in records.bury(3)] == ["FAILED"]
 
     def test_how_far_it_is_is_told_never_falls_and_is_100_only_of_what_is_complete(self, records: Records) -> None:
         records.ask(APP, 1)
@@ -267,7 +296,7 @@ class RecordsContract:
         assert not records.say(work.id, b"more")
         assert records.get(work.id) == work
         assert records.fail(work.id, "its base has failed", 2)
-        assert records.waiting() == 0
+        assert records.waiting(HERE) == 0
 
     def test_texts_that_are_no_text_are_kept_as_far_as_they_can_be_told(self, records: Records) -> None:
         records.ask(APP, 1)
@@ -286,7 +315,7 @@ class RecordsContract:
         def claim(tell: int) -> None:
             worker = new_worker()
             with place.open() as records, records.lease(worker):
-                while (work := records.claim(worker, 1)) is not None:
+                while (work := records.claim(worker, 1, HERE)) is not None:
                     os.write(tell, b"%d " % work.id)
                     records.finish(work.id, "d", "r", 2)
 
@@ -377,7 +406,7 @@ class RecordsContract:
         with place.open() as records:
             numbers = [records.ask(replace(APP, content=str(number)), 1).id for number in range(5)]
             with records.lease(worker):
-                while records.claim(worker, 2) is not None:
+                while records.claim(worker, 2, HERE) is not None:
                     pass
 
         def bury(tell: int) -> None:
@@ -392,7 +421,7 @@ class RecordsContract:
         worker = new_worker()
         with records.lease(worker):
             reached("lease")
-            work = records.claim(worker, 2)
+            work = records.claim(worker, 2, HERE)
             assert work is not None
             reached("claim")
             for percent, said in ((30, "say"), (60, "say more")):
@@ -473,7 +502,7 @@ class RecordsContract:
         def build(stay: Callable[[], None]) -> None:
             worker = new_worker()
             with place.open() as records, records.lease(worker):
-                records.claim(worker, 2)
+                records.claim(worker, 2, HERE)
                 if not os.fork():
                     os.execvp("sleep", ["sleep", "2"])
                 stay()
@@ -529,7 +558,7 @@ class RecordsContract:
                 found = records.find(limit=1000)
                 assert found == plain.works[::-1]
                 assert [records.log(work.id) for work in plain.works] == plain.logs
-                assert records.waiting() == len([work for work in found if work.status == "PENDING"])
+                assert records.waiting(HERE) == len([work for work in found if work.status == "PENDING"])
                 for work in found:
                     assert work.percent >= percents.get(work.id, 0)
                     assert (work.percent == 100) == (work.status == "COMPLETE")
@@ -562,11 +591,12 @@ class Plain:
 
     def ask(self, at: int, which: int, anew: bool) -> None:
         kind, image = self.KINDS[which]
-        asked = Asked(kind, image, "oci", "c", "here" * (kind == "push"), which)
+        asked = Asked(kind, image, "oci", "c", HERE, "here" * (kind == "push"), which)
         same = [work for work in self.works if (work.kind, work.image) == (kind, image)]
         if not same or same[-1].status == "FAILED" or (anew and same[-1].status == "COMPLETE"):
             number = len(self.works) + 1
-            self.works.append(Work(number, kind, image, "oci", "c", "PENDING", provider=asked.provider, build=which, asked=at))
+            made = Work(number, kind, image, "oci", "c", "PENDING", site=HERE, provider=asked.provider, build=which, asked=at)
+            self.works.append(made)
             self.logs.append(b"")
             same = self.works[-1:]
         assert self.records.ask(asked, at, anew=anew) == same[-1]
@@ -581,7 +611,7 @@ class Plain:
             first = pending[0]
             expected = replace(first, status=BEGUN[first.kind], worker=name, started=at)
             self.works[first.id - 1] = expected
-        assert self.records.claim(name, at) == expected
+        assert self.records.claim(name, at, HERE) == expected
 
     def progress(self, at: int, number: int, percent: int) -> None:
         def changed(work: Work) -> Work:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import memory
 import pytest
@@ -208,7 +207,7 @@ def test_pushes_to_one_layout_at_once_are_all_there(shop: Workshop) -> None:
 
 
 def _pushed(build: Work) -> Asked:
-    return Asked("push", build.image, build.target, build.content, "archive", build.id)
+    return Asked("push", build.image, build.target, build.content, build.site, "archive", build.id)
 
 
 def test_a_push_to_where_nobody_listens_fails_and_says_why(shop: Workshop) -> None:
@@ -249,15 +248,15 @@ def test_a_builder_outlives_whoever_asked(shop: Workshop) -> None:
     (shop.folder / "gate").mkdir()
     shop.define("volumes: {../gate: /gate}")
     code = (
-        "import json, os, sys; from sidecar.factory.builder import Site, see_to; from sidecar.factory.model import Asked\n"
-        "from sidecar.factory.records import open_records\n"
+        "import json, os, sys; from sidecar.factory.builder import see_to; from sidecar.factory.model import Asked\n"
+        "from sidecar.factory.records import open_records; from sidecar.factory.site import Site\n"
         "site, asked = Site(**json.loads(sys.argv[1])), Asked(*json.loads(sys.argv[2]))\n"
         "records = open_records(site.state); print(records.ask(asked, 1).id); see_to(site, records); sys.stdout.flush()\n"
         "os.killpg(0, 9)"
     )
     asked = shop.asked("app")
     ran = subprocess.run(
-        [sys.executable, "-c", code, *map(json.dumps, (vars(shop.site), [asked.kind, asked.image, asked.target, asked.content]))],
+        [sys.executable, "-c", code, *map(json.dumps, (vars(shop.site), [*vars(asked).values()]))],
         capture_output=True, text=True, start_new_session=True, check=False,
     )  # fmt: skip
     assert ran.returncode == -signal.SIGKILL, ran.stderr
@@ -274,12 +273,12 @@ def test_no_builder_begins_where_nothing_waits_or_all_are_at_work(shop: Workshop
     shop.built("app")
     shop.idle()
     for number in range(shop.site.slots):
-        held.append((Path(shop.site.folder) / "builders" / f"slot-{number}").open("w"))
+        held.append(os.open(shop.site.slot(number), os.O_RDWR | os.O_CREAT))
         fcntl.flock(held[-1], fcntl.LOCK_EX)
     again = shop.records.ask(shop.asked("app"), microseconds(), anew=True)
     assert not see_to(shop.site, shop.records)
     for each in held:
-        each.close()
+        os.close(each)
     assert see_to(shop.site, shop.records)
     assert shop.over(again).status == "COMPLETE"
 

@@ -381,7 +381,10 @@ def test_without_waiting_a_build_is_asked_for_and_its_log_can_be_followed(place:
 def test_one_work_is_described(place: Place) -> None:
     place.type("build", "app", "--label", "team=data")
     described = dict(re.split(" {2,}", line) for line in place.type("status", "1").out.splitlines())
-    assert described.keys() == {"work", "status", "target", "digest", "reference", "content", "labels", "asked", "begun", "ended"}
+    assert described.keys() == {
+        *("work", "status", "target", "digest", "reference", "content", "site", "labels", "asked", "begun", "ended"),
+    }
+    assert described["site"].partition("#")[0].endswith("/place/images/factory.yaml")
     assert (described["work"], described["status"], described["labels"]) == ("build 1 of app", "COMPLETE (100 %)", "team=data")
     assert described["reference"] == APP
 

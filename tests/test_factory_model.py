@@ -57,15 +57,21 @@ def test_offered_is_what_makes_sense() -> None:
 
 
 def test_builds_are_one_for_image_content_and_target_pushes_for_build_and_provider() -> None:
-    build = Asked("build", "app", "oci", "content", labels={"a": "b"})
+    build = Asked("build", "app", "oci", "content", "site", labels={"a": "b"})
     assert build.same == replace(build, labels={}).same
     assert len({build.same, replace(build, target="docker").same, replace(build, content="other").same}) == 3
-    push = Asked("push", "app", "oci", "content", "here", 1)
+    push = Asked("push", "app", "oci", "content", "site", "here", 1)
     assert len({push.same, replace(push, provider="there").same, replace(push, build=2).same}) == 3
 
 
+def test_what_is_asked_for_at_two_sites_is_two_works() -> None:
+    for asked in (Asked("build", "app", "oci", "content", "site"), Asked("push", "app", "oci", "content", "site", "here", 1)):
+        assert asked.same != replace(asked, site="other").same
+        assert {*asked.same} - {*replace(asked, site="other").same} == {"site"}
+
+
 def test_what_others_are_told_is_understood_by_them() -> None:
-    failed = replace(PUSH, status="FAILED", error="refused", activity="Copying blob 1/3", labels={"a": "b"}, finished=7)
+    failed = replace(PUSH, status="FAILED", error="refused", activity="Copying blob 1/3", labels={"a": "b"}, site="s", finished=7)
     at = (At("here", "changed", "sha256:2", failed), At("there", "unreachable", reason="no route"))
     image = Image("a/b", "content", "docker", "COMPLETE", BUILD, at, (Action("push", "a/b", "here", 1), Action("build", "a/b")))
     told = json.loads(json.dumps(image.as_json()))
@@ -73,8 +79,9 @@ def test_what_others_are_told_is_understood_by_them() -> None:
     assert Image.of_json(Image("app", "", "oci", "NEW").as_json()) == Image("app", "", "oci", "NEW")
 
 
-def test_others_are_told_status_percent_and_detail() -> None:
-    told = replace(BUILD, activity="STEP 3/6", worker="lease").as_json()
+def test_others_are_told_status_percent_detail_and_site() -> None:
+    told = replace(BUILD, activity="STEP 3/6", site="host:/factory.yaml#1", worker="lease").as_json()
+    assert told["site"] == "host:/factory.yaml#1"
     assert told["status_detail"] == {"activity": "STEP 3/6", "error": ""}
     assert (told["status"], told["percent_complete"]) == ("COMPLETE", 100)
     assert not {"worker", "percent"} & told.keys()

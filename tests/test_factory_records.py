@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 import servers
-from factory_contract import APP, OTHER, Place, RecordsContract, killed, told_by
+from factory_contract import APP, HERE, OTHER, Place, RecordsContract, killed, told_by
 from processes import until
 from servers import Cluster
 
@@ -74,7 +74,7 @@ def test_a_log_fills_a_disk_only_so_far_that_the_end_can_be_recorded(tiny: Path)
     worker = new_worker()
     with SqliteRecords(str(tiny / "state")) as records, records.lease(worker):
         work = records.ask(APP, 1)
-        records.claim(worker, 2)
+        records.claim(worker, 2, HERE)
         assert times(lambda _: records.say(work.id, bytes(200_000))) >= 5
         left = os.statvfs(tiny)
         assert left.f_bavail * left.f_frsize > 1 << 20
@@ -175,7 +175,7 @@ def test_what_a_killed_builder_forked_and_has_its_lock_does_not_keep_it_alive(tm
     def build(stay: Callable[[], None]) -> None:
         worker = new_worker()
         with open_records(folder) as records, records.lease(worker):
-            records.claim(worker, 2)
+            records.claim(worker, 2, HERE)
             child = os.fork()
             if not child:
                 signal.pause()
@@ -281,7 +281,7 @@ def test_a_builder_outlives_a_server_that_is_started_again(cluster: Cluster, dat
     worker = new_worker()
     with database.open() as records, records.lease(worker), PostgresRecords(database.url, grace=0) as strict:
         work = records.ask(APP, 1)
-        records.claim(worker, 2)
+        records.claim(worker, 2, HERE)
         cluster.stop(signal.SIGQUIT)
         cluster.start()
         assert database.open().bury(3) == []  # within the grace
@@ -300,7 +300,7 @@ def test_a_builder_that_died_while_the_server_was_away_is_buried_after_the_grace
     def build(stay: Callable[[], None]) -> None:
         worker = new_worker()
         with database.open() as records, records.lease(worker):
-            records.claim(worker, 2)
+            records.claim(worker, 2, HERE)
             stay()
 
     with killed(build):
@@ -354,7 +354,7 @@ def test_who_may_make_a_schema_needs_no_more_rights(database: Database) -> None:
     worker = new_worker()
     with open_records(database.url.replace("postgres:", f"owner_of_{database.name}:", 1)) as records, records.lease(worker):
         work = records.ask(APP, 1)
-        assert records.claim(worker, 2) is not None
+        assert records.claim(worker, 2, HERE) is not None
         assert records.alive(worker)
         assert records.finish(work.id, "d", "r", 3)
 

@@ -20,11 +20,12 @@ from pathlib import Path
 from processes import gone, processes_that_say, until
 
 from sidecar.factory.buildah import Buildah
-from sidecar.factory.builder import Site, see_to
+from sidecar.factory.builder import see_to
 from sidecar.factory.context import digest, open_definition
 from sidecar.factory.definition import Definition
 from sidecar.factory.model import Asked, Target, Work
 from sidecar.factory.records import Records, open_records
+from sidecar.factory.site import Site
 
 BUSYBOX = Path("/bin/busybox")
 COMMANDS = ("cat", "date", "setsid", "sh", "sleep")
@@ -93,7 +94,7 @@ class Workshop:
         """Return what it is to build an image as it is now."""
         definition = self.definition
         target: Target = definition.image(name).target
-        return Asked("build", name, target, digest(definition, name), labels=labels or {})
+        return Asked("build", name, target, digest(definition, name), self.site.name(), labels=labels or {})
 
     def ask(self, name: str, *, anew: bool = False, labels: Mapping[str, str] | None = None) -> Work:
         """Ask for a build, and have a builder begin."""
@@ -103,7 +104,7 @@ class Workshop:
 
     def push(self, build: Work, provider: str) -> Work:
         """Ask for a push, and return it when it is over."""
-        asked = Asked("push", build.image, build.target, build.content, provider, build.id)
+        asked = Asked("push", build.image, build.target, build.content, build.site, provider, build.id)
         work = self.records.ask(asked, microseconds())
         see_to(self.site, self.records)
         return self.over(work)
@@ -144,11 +145,9 @@ class Workshop:
 
     def idle(self) -> None:
         """Return when nobody builds, and no process of a build is there any more."""
-        for number in range(self.site.slots):
-            slot = Path(self.site.folder, "builders", f"slot-{number}")
-            if slot.exists():
-                with slot.open("rb") as file:
-                    until(lambda file=file: free(file.fileno()), f"slot {number} is given back")  # type: ignore[misc]
+        for slot in Path(self.site.folder, "builders").glob("slot-*"):
+            with slot.open("rb") as file:
+                until(lambda file=file: free(file.fileno()), f"{slot.name} is given back")  # type: ignore[misc]
         until(lambda: not self.processes(), "no process of a build is left")
 
     def processes(self) -> list[int]:

@@ -465,6 +465,7 @@ def _described(work: Work) -> list[tuple[str, str]]:
         ("digest", work.digest),
         ("reference", work.reference),
         ("content", work.content),
+        ("site", work.site),
         ("labels", labels),
         ("asked", _when(work.asked)),
         ("begun", _when(work.started)),

@@ -1,13 +1,12 @@
 """Who builds and pushes: a process of its own, which outlives whoever asked, and ends when nothing waits.
 
-    <folder>/                 of whoever keeps records here; of this machine alone
-        builders/slot-<n>     locked by a builder that works: so there are never more than so many at once
-        builders/stderr       what a builder said that could not even record why it failed
-        images                the store of images, where the definition names no other
+    <folder>/                         see sidecar.factory.site
+        builders/slot-<digest>-<n>    locked by a builder that works: so there are never more than so many at once
+        builders/stderr               what a builder said that could not even record why it failed
 
-Whoever has asked for a work calls `see_to`, which begins a builder if one may be begun. A builder takes the works in the order in
-which they were asked for, until none waits, gives its slot back, and looks once more: what was asked for when all slots were
-taken is seen by those who have them.
+Whoever has asked for a work calls `see_to`, which begins a builder if one may be begun. A builder takes the works of its site in
+the order in which they were asked for, until none waits, gives its slot back, and looks once more: what was asked for when all
+slots were taken is seen by those who have them. So each site has slots of its own: who builds elsewhere does not see it.
 
 A builder holds a lease (see records) from before it claims a work until after it has recorded the end, and buildah ends with it.
 So a work that is under way is being done by somebody who is alive, or it is failed by whoever looks. And a builder that was taken
@@ -28,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from sidecar import process
 from sidecar.errors import SidecarError, Unreachable
@@ -37,10 +36,9 @@ from sidecar.factory.context import digest, ignore_file, open_definition
 from sidecar.factory.definition import Definition, Recipe
 from sidecar.factory.model import Work
 from sidecar.factory.records import Records, new_worker, open_records
+from sidecar.factory.site import Site
 from sidecar.factory.transcript import BuildTranscript, PushTranscript
 
-SLOTS = 2
-_FOLDER = "builders"
 # What the process that is begun does: it leaves whoever began it, at once, and reads what no other user may see.
 _BUILD = (
     "import os, sys; said = sys.stdin.read(); os.fork() and os._exit(0); "
@@ -53,34 +51,16 @@ _PIECE = 1 << 16
 _PATIENCE = 60.0
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where building takes place: where records are kept, the path of the definition, the folder of this machine, and how many
-    may build at once."""
-
-    state: str
-    definition: str
-    folder: str
-    slots: int = SLOTS
-
-    def __repr__(self) -> str:
-        return f"Site({self.definition!r}, {self.folder!r})"  # a state's URL may hold a password
-
-    def buildah(self, definition: Definition) -> Buildah:
-        """Return buildah with the images of this place."""
-        return Buildah(definition.store or os.path.join(self.folder, "images"))
-
-
 def see_to(site: Site, records: Records) -> bool:
     """Have a builder begin, if a work waits and not all are at work; tell whether one was begun."""
-    if not records.waiting():
+    if not records.waiting(site.name()):
         return False
     slot = _take_slot(site)
     if slot < 0:
         return False
     os.close(slot)
     try:
-        with open(os.path.join(site.folder, _FOLDER, "stderr"), "wb") as told:
+        with open(os.path.join(site.builders(), "stderr"), "wb") as told:
             begun = subprocess.run(
                 [sys.executable, "-P", "-c", _BUILD],
                 input=json.dumps(asdict(site)).encode(),
@@ -111,11 +91,11 @@ def build_all(said: str) -> None:
                 worker = new_worker()
                 with records.lease(worker):
                     builder = Builder(site, records)
-                    while (work := records.claim(worker, _now())) is not None:
+                    while (work := records.claim(worker, _now(), site.name())) is not None:
                         builder.do(work)
             finally:
                 os.close(slot)
-            if not records.waiting():
+            if not records.waiting(site.name()):
                 return
 
 
@@ -190,7 +170,7 @@ class Builder:
         content = digest(definition, recipe.base)
         while True:
             self._records.bury(_now())
-            base = self._records.latest("build", recipe.base, content=content)
+            base = self._records.latest("build", recipe.base, self._site.name(), content=content)
             if base is None or base.status == "PENDING":
                 # It would be waited for by one who keeps others from building it.
                 raise _Failed(f"{recipe.base}, which it is built on, is not built: build that first")
@@ -275,14 +255,9 @@ class _Failed(SidecarError):
 
 def _take_slot(site: Site) -> int:
     """Return the locked file of a slot that was free, -1 where none is."""
-    folder = os.path.join(site.folder, _FOLDER)
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.stat(site.folder).st_uid != os.geteuid():
-            raise Unreachable(f"{site.folder} is another user's: builders need one of their own")
         for number in range(site.slots):
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            slot = os.open(os.path.join(folder, f"slot-{number}"), flags, 0o600)
+            slot = os.open(site.slot(number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return slot
@@ -292,7 +267,7 @@ def _take_slot(site: Site) -> int:
                 os.close(slot)
                 raise
     except OSError as error:
-        raise Unreachable(f"builders cannot be counted in {folder}: {error.strerror}") from None
+        raise Unreachable(f"builders cannot be counted in {site.folder}: {error.strerror}") from None
     return -1
 
 

@@ -3,6 +3,8 @@
 Nothing is remembered here. What is in a context, in the store of images and at a provider is looked at whenever it is asked for;
 what was asked for, and what came of it, is in the records, which every process sees alike. Whoever asks for anything first
 has the dead buried and a builder begun for what waits: so no work waits for somebody who is not there any more.
+
+Works of all sites that share the records are told of; how an image is, is told of this one, where what it is made of lies.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Self
 
 from sidecar.errors import ConfigurationError, Fault, ParametersError
-from sidecar.factory.builder import SLOTS, Site, see_to
+from sidecar.factory.builder import see_to
 from sidecar.factory.context import digest, digests, open_definition
 from sidecar.factory.definition import Definition
 from sidecar.factory.manifests import ours, parts, read_manifest
@@ -36,6 +38,7 @@ from sidecar.factory.model import (
 )
 from sidecar.factory.provider import WITHIN, look
 from sidecar.factory.records import open_records
+from sidecar.factory.site import SLOTS, Site
 
 # How often at most providers are asked again because a push has come to its end meanwhile.
 _TRIES = 3
@@ -48,15 +51,17 @@ _OURS = "sidecar."
 class Factory:
     """The images that the file `definition` defines, and the works that are recorded in `state`.
 
-    `state` is a folder, or a postgresql:// URL; then `folder` is where this machine keeps images. A registry has `within` seconds
-    to answer each question. May be used by several threads.
+    `state` is a folder, or a postgresql:// URL; then `folder` is where this machine keeps images. `machine` is which one it is,
+    if it does not say so itself. A registry has `within` seconds to answer each question. May be used by several threads.
     """
 
-    def __init__(self, definition: str, state: str, folder: str = "", *, slots: int = SLOTS, within: float = WITHIN) -> None:
+    def __init__(
+        self, definition: str, state: str, folder: str = "", *, slots: int = SLOTS, within: float = WITHIN, machine: str = ""
+    ) -> None:
         if "://" in state and not folder:
             raise ConfigurationError("the state is a database: expected a folder of this machine's for its images, too")
         place = os.path.abspath(folder or state)
-        self._site = Site(state if "://" in state else place, os.path.abspath(definition), place, slots)
+        self._site = Site(state if "://" in state else place, os.path.abspath(definition), place, slots, machine)
         self._within = within
         self._records = open_records(self._site.state)
 
@@ -141,22 +146,25 @@ class Factory:
             raise Conflict(f"work {build} is a push: expected a build")
         if work.status != "COMPLETE":
             raise Conflict(f"build {build} of {work.image} is {work.status}: only what is built can be pushed")
+        site = self._site.name()
+        if work.site != site:
+            raise Conflict(f"build {build} of {work.image} is at {work.site}, where it can be pushed; this is {site}")
         definition.image(work.image)
         if work.digest not in self._site.buildah(definition).images():
             raise Conflict(f"what build {build} made is not there any more: build {work.image} again")
-        latest = self._records.latest("push", work.image, provider)
+        latest = self._records.latest("push", work.image, site, provider)
         found = Found()
         if latest is not None and latest.status == "COMPLETE" and latest.build == build:
             found = self._found(definition, [work.image], [to])[provider, work.image]
         # What we put there may have been removed, or something else be there since, of ours or not.
         kept = latest is not None and bool(found.digest) and found.digest == latest.digest
-        asked = Asked("push", work.image, work.target, work.content, provider, build, work.labels)
+        asked = Asked("push", work.image, work.target, work.content, site, provider, build, work.labels)
         pushed = self._records.ask(asked, _now(), anew=not kept)
         see_to(self._site, self._records)
         return pushed
 
     def works(self, kind: Kind | str = "", image: str = "") -> list[Work]:
-        """Return the latest builds and pushes, newest first; of a kind and of an image, where that is said."""
+        """Return the latest builds and pushes of all sites, newest first; of a kind and of an image, where that is said."""
         self._attend()
         return self._records.find(kind, image)
 
@@ -181,7 +189,7 @@ class Factory:
         see_to(self._site, self._records)
 
     def _ask(self, definition: Definition, name: str, target: Target, labels: Mapping[str, str], there: Iterable[str]) -> Work:
-        asked = Asked("build", name, target, digest(definition, name, target), labels=labels)
+        asked = Asked("build", name, target, digest(definition, name, target), self._site.name(), labels=labels)
         work = self._records.ask(asked, _now())
         if work.status == "COMPLETE" and work.digest not in there:
             work = self._records.ask(asked, _now(), anew=True)
@@ -190,7 +198,7 @@ class Factory:
     def _looked_at(self, definition: Definition, contents: Mapping[str, str]) -> list[Image]:
         if not contents:
             return []
-        there = self._site.buildah(definition).images()
+        there, site = self._site.buildah(definition).images(), self._site.name()
         pushes = self._pushes(definition, contents)
         for _ in range(_TRIES):
             found = self._found(definition, contents, definition.providers.values())
@@ -203,7 +211,7 @@ class Factory:
         images = []
         for name, content in contents.items():
             # One of what is there now, if there is any: a change that is taken back needs no other build.
-            build = self._records.latest("build", name, content=content) or self._records.latest("build", name)
+            build = self._records.latest("build", name, site, content=content) or self._records.latest("build", name, site)
             status = image_status(build, content, build is not None and build.digest in there)
             at = tuple(
                 At(to, presence(push, found[to, name], build, content), found[to, name].digest, push, found[to, name].unreachable)
@@ -214,7 +222,8 @@ class Factory:
         return images
 
     def _pushes(self, definition: Definition, names: Iterable[str]) -> dict[tuple[str, str], Work | None]:
-        return {(to, name): self._records.latest("push", name, to) for name in names for to in definition.providers}
+        site = self._site.name()
+        return {(to, name): self._records.latest("push", name, site, to) for name in names for to in definition.providers}
 
     def _found(self, definition: Definition, names: Iterable[str], providers: Iterable[Provider]) -> dict[tuple[str, str], Found]:
         wanted = {to: {name: definition.reference(name, to) for name in names} for to in providers}

@@ -42,23 +42,26 @@ BEGUN: Mapping[Kind, Status] = {"build": "BUILDING", "push": "PUSHING"}
 class Asked:
     """What is to be made: the `content` of an image for a `target`; or, of a push, the build `build` to be at `provider`.
 
-    Whoever asks for what is asked already is given that: see `same`.
+    `site` is where: what is in a context or a store of images there is nowhere else. Whoever asks for what is asked already is
+    given that: see `same`.
     """
 
     kind: Kind
     image: str
     target: Target
     content: str
+    site: str
     provider: str = ""
     build: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def same(self) -> tuple[str, ...]:
-        """What two works have in common that are one: of a build image, content and target; of a push build and provider."""
+        """What two works have in common that are one: of a build site, image, content and target; of a push site, build and
+        provider."""
         if self.kind == "build":
-            return ("build", self.image, self.target, self.content)
-        return ("push", str(self.build), self.provider)
+            return ("build", self.site, self.image, self.target, self.content)
+        return ("push", self.site, str(self.build), self.provider)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Work:
     """A build or a push, as it is recorded.
 
     `digest` is what came of it: of a build the id of the image where images are kept, of a push the manifest's at the provider;
-    `reference` is its name there. `worker` is the lease of who does it, "" before that.
+    `reference` is its name there. `site` is where it is done, `worker` the lease of who does it, "" before that.
     """
 
     id: int
@@ -78,6 +81,7 @@ class Work:
     percent: int = 0
     activity: str = ""
     error: str = ""
+    site: str = ""
     provider: str = ""
     build: int = 0
     digest: str = ""

@@ -6,6 +6,8 @@ asks. What a work says while it is under way, and its log, may be lost to a powe
 A worker holds its lease from before it claims a work until after it has recorded the end. So a work that is under way and whose
 lease nobody holds is nobody's: `bury` fails it, and whoever reads calls that first.
 
+Records may be of several sites, see sidecar.factory.site: whoever looks sees the works of all, and does those of its own.
+
 All methods raise Unreachable where the records cannot be read or written, and SourceMissing for a work that there is not. Records
 may be used by several threads, and by those at once; what was forked opens its own.
 """
@@ -41,14 +43,14 @@ class Records(Protocol):
     def find(self, kind: Kind | str = "", image: str = "", status: Sequence[Status] = (), limit: int = 100) -> list[Work]:
         """Return works, newest first: of a kind, of an image, of any of those statuses; "" and () are all."""
 
-    def latest(self, kind: Kind, image: str, provider: str = "", content: str = "") -> Work | None:
-        """Return the newest work of a kind for an image; to a provider, or of some content, where one is named."""
+    def latest(self, kind: Kind, image: str, site: str, provider: str = "", content: str = "") -> Work | None:
+        """Return the newest work of a kind for an image at a site; to a provider, or of some content, where one is named."""
 
-    def waiting(self) -> int:
-        """Return how many works are PENDING."""
+    def waiting(self, site: str) -> int:
+        """Return how many works of a site are PENDING."""
 
-    def claim(self, worker: str, at: int) -> Work | None:
-        """Begin the PENDING work that was asked for first, for whoever holds the lease `worker`, and return it."""
+    def claim(self, worker: str, at: int, site: str) -> Work | None:
+        """Begin the PENDING work that was asked for first at a site, for whoever holds the lease `worker`, and return it."""
 
     def progress(self, id: int, percent: int, activity: str) -> bool:  # noqa: A002
         """Record how far a work is, at most 99 and never less than before, and what it does; False where it is not under way."""

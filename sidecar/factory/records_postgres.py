@@ -61,6 +61,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE work (
             id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
             same TEXT NOT NULL,
+            site TEXT NOT NULL,
             kind TEXT NOT NULL,
             image TEXT NOT NULL,
             target TEXT NOT NULL,

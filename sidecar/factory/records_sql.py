@@ -35,8 +35,8 @@ _PIECE = 256 << 10
 _TEXT = 8192
 
 _COLUMNS = (
-    "id", "kind", "image", "target", "content", "status", "percent", "activity", "error", "provider", "build", "digest",
-    "reference", "labels", "worker", "asked", "started", "finished",
+    "id", "site", "kind", "image", "target", "content", "status", "percent", "activity", "error", "provider", "build",
+    "digest", "reference", "labels", "worker", "asked", "started", "finished",
 )  # fmt: skip
 _ALL = ", ".join(_COLUMNS)
 _SELECT = f"SELECT {_ALL} FROM work"
@@ -129,17 +129,18 @@ class SqlRecords(ABC):
         most = max(0, min(limit, _LARGEST))
         return [_work(row) for row in self._reading(f"{_SELECT} {which} ORDER BY id DESC LIMIT ?", *values, *status, most)]
 
-    def latest(self, kind: Kind, image: str, provider: str = "", content: str = "") -> Work | None:
+    def latest(self, kind: Kind, image: str, site: str, provider: str = "", content: str = "") -> Work | None:
         """Return the newest work for an image."""
-        where: dict[str, str] = {"kind": kind, "image": image, "provider": provider, "content": content}
-        named = {name: _text(value) for name, value in where.items() if value}
+        where: dict[str, str] = {"provider": provider, "content": content}
+        named = {"kind": kind, "image": _text(image), "site": _text(site)}
+        named |= {name: _text(value) for name, value in where.items() if value}
         conditions = " AND ".join(f"{name} = ?" for name in named)
         rows = self._reading(f"{_SELECT} WHERE {conditions} ORDER BY id DESC LIMIT 1", *named.values())
         return _work(rows[0]) if rows else None
 
-    def waiting(self) -> int:
+    def waiting(self, site: str) -> int:
         """Return how many are PENDING."""
-        return int(self._reading("SELECT count(*) FROM work WHERE status = 'PENDING'")[0][0])
+        return int(self._reading("SELECT count(*) FROM work WHERE status = 'PENDING' AND site = ?", _text(site))[0][0])
 
     def log(self, id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:  # noqa: A002
         """Return a part of what a work has said."""
@@ -162,21 +163,21 @@ class SqlRecords(ABC):
                 found = _work(rows[0])
                 if found.status != "FAILED" and not (anew and found.status == "COMPLETE"):
                     return found
-            told = (asked.kind, asked.image, asked.target, asked.content, asked.provider)
+            told = (asked.site, asked.kind, asked.image, asked.target, asked.content, asked.provider)
             rows = execute(
-                "INSERT INTO work (same, kind, image, target, content, provider, build, labels, status, asked) "
-                f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'PENDING', ?) RETURNING {_ALL}",
+                "INSERT INTO work (same, site, kind, image, target, content, provider, build, labels, status, asked) "
+                f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'PENDING', ?) RETURNING {_ALL}",
                 *(same, *map(_text, told), asked.build, json.dumps(dict(asked.labels)), at),
             )
             return _work(rows[0])
 
-    def claim(self, worker: str, at: int) -> Work | None:
+    def claim(self, worker: str, at: int, site: str) -> Work | None:
         """Begin the first that is PENDING."""
         with self._changing(alone=True) as execute:
             rows = execute(
                 f"UPDATE work SET status = {_BEGUN}, worker = ?, started = ? "
-                f"WHERE id = (SELECT min(id) FROM work WHERE status = 'PENDING') RETURNING {_ALL}",
-                *(worker, at),
+                f"WHERE id = (SELECT min(id) FROM work WHERE status = 'PENDING' AND site = ?) RETURNING {_ALL}",
+                *(worker, at, _text(site)),
             )
         return _work(rows[0]) if rows else None
 

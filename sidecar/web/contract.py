@@ -287,6 +287,7 @@ _OF_IMAGES: Schema = {
     "Work": _object(
         id=_NUMBER,
         kind=_enum(get_args(Kind)),
+        site=_TEXT,
         image=_TEXT,
         target=_enum(TARGETS),
         content=_TEXT,
