@@ -11,7 +11,8 @@ It is a benchmark, no test: it prints whether each target was met, and ends with
 What one must know to change it safely. Each build has a store of its own, made and empty, in which nothing is that it could take
 instead of building. Ways that are compared take turns, each time another one first. When a build was over is told by its record,
 for which nobody looks more often than 20 times a second: whoever looks takes time of the machine's. The steps compute and do not
-sleep, for what goes on beside them shall slow them. Reads are due at fixed times, and made up for when they are late.
+sleep, for what goes on beside them shall slow them. Reads are due at fixed times, and made up for when they are late; how many
+there were is told, for on a busy machine they are fewer.
 """
 
 from __future__ import annotations
@@ -121,9 +122,6 @@ class Place:
                 if rate:
                     reader.join()
                 client.close()
-        if rate:
-            wanted = (finished - begun) / 1e9 * rate
-            assert len(taken) >= 0.9 * wanted, f"{len(taken)} reads: expected {wanted:.0f}"
         return finished - begun, taken
 
     @contextmanager
@@ -190,11 +188,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few samples: to see that it runs, not how fast it is")
     pairs = 2 if parser.parse_args().quick else 15
     signal.signal(signal.SIGTERM, end_on_sigterm)
-    reads: list[int] = []
+    each_time: list[list[int]] = []
 
     def watched(place: Place) -> int:
         taken, each = place.served(RATE)
-        reads.extend(each)
+        each_time.append(each)
         return taken
 
     with tempfile.TemporaryDirectory(prefix="bench-factory-") as name:
@@ -212,7 +210,9 @@ def main() -> None:
         for number, kind in enumerate(kinds):
             row = (kind.what, str(len(kind.taken)), f"{kind.median:.0f} ms", f"{kind.p99:.0f} ms")
             rows.append(("" if number else what, *row, "" if number else f"{ratio(kinds):.3f}"))
-    told = Times("one read", reads)
+    reads = [one for each in each_time[-pairs:] for one in each]  # without those of the first turn
+    rate = len(reads) / (sum(slowed[0].taken) / 1e9)
+    told = Times(f"one read, of {rate:.0f} a second", reads)
     rows.append(("", told.what, str(len(reads)), f"{told.median:.1f} ms", f"{told.p99:.1f} ms", ""))
     print_rows(rows)
     for target in (
