@@ -244,6 +244,27 @@ def test_another_user_who_closes_at_once_has_nothing_begun(here: Here, client: h
     assert client.get("/v1/sessions").json() == {"sessions": []}
 
 
+def test_what_is_in_a_sandbox_of_a_session_may_not_ask(here: Here, client: httpx.Client) -> None:
+    asks = f"/usr/bin/python3 -I -c {shlex.quote(ASK.format(here.url))}"
+    where = begun(client, asks, env=[{"name": "no_proxy", "value": "*"}]).headers["Location"]
+    until(lambda: client.get(where).json()["phase"] == "Failed", "it was refused")
+    assert "403" in client.get(f"{where}/logs/application").text
+
+
+def test_a_program_whose_sockets_are_of_both_kinds_may_ask(here: Here) -> None:
+    with socket.socket(socket.AF_INET6) as both:
+        both.connect(("::ffff:127.0.0.1", int(here.url.rpartition(":")[2])))
+        both.sendall(b"GET /v1/runs HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+        assert both.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_any_address_of_the_loopback_is_a_host_of_its_own(here: Here) -> None:
+    asked = [
+        httpx.get(f"{here.url}/v1/runs", headers={"Host": host}, trust_env=False) for host in ("127.0.0.2:80", "far.example")
+    ]
+    assert [each.status_code for each in asked] == [200, 403]
+
+
 def test_with_a_token_it_is_asked_for(tmp_path: Path) -> None:
     with served(Here(tmp_path).application(TOKEN)) as url:
         assert httpx.get(f"{url}/v1/runs", trust_env=False).status_code == 401

@@ -11,7 +11,8 @@ import struct
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import Request
@@ -21,7 +22,6 @@ _logger = logging.getLogger(__name__)
 # How much of what is refused is read, in bytes.
 _HEARD = 1 << 20
 _ESTABLISHED = "01"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class TooLarge(Exception):
@@ -76,6 +76,16 @@ class Guard:
         return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether a name is one of this machine's alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 async def body_of(request: Request, most: int) -> bytes:
     """Return what was sent, of `most` bytes; TooLarge, also where it only says so, before it is read."""
     said = request.headers.get("content-length", "")
@@ -93,41 +103,77 @@ def _of_another_page(scope: Scope) -> str:
     """Return the header that says that a browser asks for somebody else's page; "" where none does."""
     said = {name: value.decode("latin-1") for name, value in scope["headers"]}
     host, origin = said.get(b"host", ""), said.get(b"origin")
-    if _parts(f"//{host}").hostname not in _LOOPBACK:
+    if not is_loopback(_parts(f"//{host}").hostname or ""):
         return "Host"
     return "Origin" if origin is not None and _parts(origin).netloc != host else ""
 
 
 def _is_ours(scope: Scope) -> bool:
-    """Tell whether the other end of a connection is a process of this user's or root's, for as long as this looks.
+    """Tell whether the other end of a connection is a process of this user's or root's, which stands where this one does.
 
-    The kernel says root of a socket that was closed. So it is asked twice: who closes it between state and user of the first
-    answer is found out by the second.
+    What is in a sandbox or a container of ours is the same user to the kernel, and on the loopback of the same machine; it is
+    told by its PID namespace. Of a socket that was closed the kernel says that it is root's, so its process is looked for, too.
     """
     client, server = scope.get("client"), scope.get("server")
     if client is None or server is None:
         return False
-    sought = [_as_in_proc(*client), _as_in_proc(*server)]
-    return all(_user_of(sought) in (0, os.geteuid()) for _ in range(2))
+    socket = _socket_of(client, server)
+    return socket is not None and _is_held_here(f"socket:[{socket}]")
 
 
-def _user_of(sought: Sequence[str]) -> int | None:
-    """Return whose an open socket with these addresses is; None where there is none, as where it is another machine's."""
-    for table in ("tcp", "tcp6"):
+def _socket_of(client: tuple[str, int], server: tuple[str, int]) -> str | None:
+    """Return the inode of the open socket of this user's or root's with these addresses; None where there is none."""
+    for table, sought in (
+        ("tcp", _pair(client, server)),
+        ("tcp6", _pair(client, server)),
+        ("tcp6", _pair(client, server, _MAPPED)),
+    ):
         try:
             with open(f"/proc/net/{table}") as file:
                 for line in file:
                     said = line.split()
                     if said[1:3] == sought:
-                        return int(said[7]) if said[3] == _ESTABLISHED and said[9] != "0" else None
+                        ours = said[3] == _ESTABLISHED and int(said[7]) in (0, os.geteuid())
+                        return said[9] if ours else None
         except OSError:
             pass
     return None
 
 
-def _as_in_proc(host: str, port: int) -> str:
+def _is_held_here(socket: str) -> bool:
+    """Tell whether a process of this PID namespace has that socket; the newest are asked first."""
+    here = os.stat("/proc/self/ns/pid").st_ino
+    for pid in sorted((int(each) for each in os.listdir("/proc") if each.isdecimal()), reverse=True):
+        if socket in _opened(pid):
+            try:
+                return os.stat(f"/proc/{pid}/ns/pid").st_ino == here
+            except OSError:
+                return False
+    return False
+
+
+def _opened(pid: int) -> Iterator[str]:
+    """Yield what a process has open, as far as that is to be seen."""
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    for fd in descriptors:
+        with suppress(OSError):
+            yield os.readlink(f"/proc/{pid}/fd/{fd}")
+
+
+# What stands in front of an address of four bytes where a socket of sixteen has it.
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def _pair(client: tuple[str, int], server: tuple[str, int], before: bytes = b"") -> list[str]:
+    return [_as_in_proc(*client, before), _as_in_proc(*server, before)]
+
+
+def _as_in_proc(host: str, port: int, before: bytes = b"") -> str:
     """Return an address as the kernel writes it: in words of 32 bits, each in the machine's own order."""
-    packed = ipaddress.ip_address(host).packed
+    packed = before + ipaddress.ip_address(host).packed
     words = struct.unpack(f"!{len(packed) // 4}I", packed)
     return "".join(f"{int.from_bytes(word.to_bytes(4, 'big'), sys.byteorder):08X}" for word in words) + f":{port:04X}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sidecar.errors import ConfigurationError, Unreachable
+from sidecar.web.guard import is_loopback
 
 # Of a page, of which nothing but what stands in it is run or asked: whatever a program prints cannot become a part of it.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
@@ -24,7 +24,7 @@ def serve(application: Any, host: str, port: int, token: str, begun: Callable[[s
     """
     import uvicorn
 
-    if not token and not _is_loopback(host):
+    if not token and not is_loopback(host):
         raise ConfigurationError(f"{host} can be reached by others: expected a token, or the host 127.0.0.1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = uvicorn.Config(
@@ -61,12 +61,3 @@ def listen(host: str, port: int) -> socket.socket:
     # body of an answer is kept back until whoever asked acknowledges its head, 40 ms later, wherever a connection is used again.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
