@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,17 @@ from hypothesis import strategies as st
 from sidecar import __version__
 from sidecar.errors import ParametersError, SourceMissing
 from sidecar.factory.buildah import Buildah
-from sidecar.factory.context import Ignore, containerfiles, digest, digests, ignore_file, open_definition, tree_digest
+from sidecar.factory.context import (
+    Ignore,
+    _class_end,
+    _Pattern,
+    containerfiles,
+    digest,
+    digests,
+    ignore_file,
+    open_definition,
+    tree_digest,
+)
 from sidecar.factory.definition import Definition
 
 FACTORY = "images: {app: {context: ., directory: app}, web: {base: app}, other: {directory: other}}\n"
@@ -387,3 +398,62 @@ def test_nothing_is_left_out_that_a_build_might_get(copied: Callable[[str], set[
     assert found <= kept(text)
     # Where something is taken back, buildah may not look where it would find that.
     assert "!" in text or found == kept(text)
+
+
+def expression(pattern: str) -> str:
+    """What a pattern means, as a regular expression."""
+    found, at = "", 0
+    while at < len(pattern):
+        character = pattern[at]
+        at += 1
+        if character == "*" and pattern[at : at + 1] == "*":
+            at += 1 + (pattern[at + 1 : at + 2] == "/")
+            found += ".*" if at == len(pattern) else "(?:.*/)?"
+        elif character in "*?":
+            found += "[^/]*" if character == "*" else "[^/]"
+        elif character == "[":
+            end = _class_end(pattern, at)
+            found += f"[{pattern[at:end]}]"
+            at = end + 1
+        else:
+            at += character == "\\"
+            found += re.escape(pattern[at - 1])
+    return found
+
+
+SYMBOLS = ("a", "b", "/", "*", "**", "**/", "?", "[^a]", "[ab]", r"\*", "\n")
+
+
+@given(st.lists(st.sampled_from(SYMBOLS), max_size=8).map("".join), st.text("ab/*\n", max_size=8))
+@settings(max_examples=3000, deadline=None, derandomize=True)
+def test_a_pattern_matches_what_its_regular_expression_matches(pattern: str, path: str) -> None:
+    assert _Pattern(pattern).matches(path) == bool(re.compile(expression(pattern), re.DOTALL).fullmatch(path))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*a" * 30 + "b", "**/" * 30 + "b", "**a" * 30 + "b", "**/a*/" * 30 + "b", "[^b]*" * 30 + "b"]
+)
+@pytest.mark.parametrize("path", ["a" * 3000, "a/" * 1500])
+def test_whatever_an_ignore_file_says_each_character_of_a_path_is_looked_at_once(pattern: str, path: str) -> None:
+    looked = _Pattern(pattern)
+    steps = 0
+
+    def step(*_: object) -> object:
+        nonlocal steps
+        steps += 1
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)  # type: ignore[arg-type]
+    try:
+        found = looked.matches(path)
+    finally:
+        sys.settrace(before)
+    assert not found
+    # So many lines of the matcher a character, none of which takes longer the longer the path is.
+    assert steps <= 30 * (len(path) + 1)
+
+
+def test_an_ignore_file_that_is_too_long_to_be_held_against_each_path_is_refused() -> None:
+    with pytest.raises(ParametersError, match="expected at most 65536 characters"):
+        Ignore("a\n" * 40_000)

@@ -28,6 +28,9 @@ from sidecar.factory.definition import CONTAINERFILES, Definition, Recipe, read_
 _LIMIT = 1 << 20
 _DEEPEST = 200
 _CHUNK = 1 << 20
+# All patterns are held against each path; of how many characters it is remembered what classes they are in.
+_LONGEST = 1 << 16
+_KNOWN = 1024
 _IGNORES = (".containerignore", ".dockerignore")
 _MOUNT = re.compile(r"--mount=(\S+)")
 _KINDS = {stat.S_IFIFO: b"p", stat.S_IFSOCK: b"s", stat.S_IFCHR: b"c", stat.S_IFBLK: b"b"}
@@ -295,7 +298,9 @@ class Ignore:
     """
 
     def __init__(self, text: str, name: str = ".dockerignore") -> None:
-        self._patterns: list[tuple[re.Pattern[str], int, bool]] = []
+        if len(text) > _LONGEST:
+            raise ParametersError([Fault(name, "", f"expected at most {_LONGEST} characters")])
+        self._patterns: list[tuple[_Pattern, int, bool]] = []
         # How those begin that take something back, up to their first wildcard.
         self._back: list[list[str]] = []
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
@@ -307,9 +312,7 @@ class Ignore:
         parts = path.split("/")
         ignored = False
         for pattern, length, back in self._patterns:
-            if ignored == back and (
-                pattern.fullmatch(path) or (length < len(parts) and pattern.fullmatch("/".join(parts[:length])))
-            ):
+            if ignored == back and (pattern.matches(path) or (length < len(parts) and pattern.matches("/".join(parts[:length])))):
                 ignored = not back
         return ignored
 
@@ -328,7 +331,7 @@ class Ignore:
         if not pattern:
             raise ParametersError([Fault(where, "", "expected a pattern after '!'")])
         try:
-            compiled = re.compile(_expression(pattern), re.DOTALL)
+            compiled = _Pattern(pattern)
         except (re.error, IndexError):
             raise ParametersError([Fault(where, "", f"{pattern!r} is no pattern")]) from None
         parts = pattern.split("/")
@@ -346,31 +349,78 @@ def _clean(pattern: str) -> str:
     return cleaned.lstrip("/") or "."
 
 
-def _expression(pattern: str) -> str:
-    """Return the regular expression of a pattern."""
-    found, at = "", 0
-    while at < len(pattern):
-        character = pattern[at]
-        at += 1
-        if character == "*" and pattern[at : at + 1] == "*":
+class _Pattern:
+    """A pattern: `matches` moves all places that a path may have come to in it, a bit for each, on by a character at a time.
+
+    A regular expression tries all lengths of all wildcards in turn: with five of them it hangs whoever looks.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        # Places where a character leads to the next one: this one, one of these, all but a slash, a slash alone.
+        self._literal: dict[str, int] = {}
+        self._classes: list[tuple[int, re.Pattern[str]]] = []
+        self._one = self._slash = 0
+        # Places where all but a slash stays, and where anything does; and those that lead on by themselves, to one place or two.
+        self._part = self._all = self._free = self._skipped = 0
+        self._known: dict[str, int] = {}
+        self._end, at, folders = 1, 0, 0
+        while at < len(pattern):
+            character = pattern[at]
             at += 1
-            if pattern[at : at + 1] == "/":
-                at += 1
-            found += ".*" if at == len(pattern) else "(?:.*/)?"
-        elif character == "*":
-            found += "[^/]*"
-        elif character == "?":
-            found += "[^/]"
-        elif character == "\\":
-            found += re.escape(pattern[at])
-            at += 1
-        elif character == "[":
-            end = _class_end(pattern, at)
-            found += f"[{pattern[at:end]}]".replace("[[", r"[\[")
-            at = end + 1
-        else:
-            found += re.escape(character)
-    return found
+            if character == "*" and pattern[at : at + 1] == "*":
+                at += 1 + (pattern[at + 1 : at + 2] == "/")
+                if at == len(pattern):
+                    self._all |= self._end
+                    self._free |= self._end
+                elif folders == self._end:
+                    continue  # Any folders in any folders are any folders.
+                else:
+                    self._skipped |= self._end
+                    self._end <<= 1
+                    self._all |= self._end
+                    self._slash |= self._end
+                    folders = self._end << 1
+            elif character == "*":
+                self._part |= self._end
+                self._free |= self._end
+            elif character == "?":
+                self._one |= self._end
+            elif character == "[":
+                end = _class_end(pattern, at)
+                self._classes.append((self._end, re.compile(f"[{pattern[at:end]}]".replace("[[", r"[\["), re.DOTALL)))
+                at = end + 1
+            else:
+                if character == "\\":
+                    character = pattern[at]
+                    at += 1
+                self._literal[character] = self._literal.get(character, 0) | self._end
+            self._end <<= 1
+
+    def matches(self, path: str) -> bool:
+        """Tell whether all of a path is as the pattern says."""
+        places = self._freely(1)
+        for character in path:
+            leads, stays = self._leads(character), self._all if character == "/" else self._all | self._part
+            places = self._freely((places & leads) << 1 | places & stays)
+            if not places:
+                return False
+        return bool(places & self._end)
+
+    def _leads(self, character: str) -> int:
+        """Return the places where a character leads on."""
+        leads = self._literal.get(character, 0) | (self._slash if character == "/" else self._one)
+        if self._classes:
+            if character not in self._known:
+                if len(self._known) == _KNOWN:
+                    self._known.clear()
+                self._known[character] = sum(place for place, one in self._classes if one.fullmatch(character))
+            leads |= self._known[character]
+        return leads
+
+    def _freely(self, places: int) -> int:
+        """Return these places and those that one gets to from them without a character: `**/*` is the longest such way."""
+        places |= (places & self._skipped) << 1 | (places & self._skipped) << 2
+        return places | (places & self._free) << 1
 
 
 def _class_end(pattern: str, at: int) -> int:
