@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -129,6 +130,26 @@ except SourceMissing:
     os.close(write)
     assert sorted(each.wait(HANG) for each in racing) == [0, 9, 9]
     assert os.listdir(runner.folder) == []
+
+
+def test_threads_that_replace_a_file_at_once_do_not_take_it_from_each_other(runner: LocalRunner) -> None:
+    folder = put(runner, pod(container("one", "host", "true")))
+
+    def write(number: int) -> None:
+        for _ in range(100):
+            folder.write("grace.json", number)
+
+    with ThreadPoolExecutor(8) as many:
+        list(many.map(write, range(8)))
+    assert folder.read("grace.json") in range(8)
+    assert sorted(os.listdir(folder.path)) == ["grace.json", "pod.json", "status.json"]
+
+
+def test_a_grace_longer_than_the_kernel_waits_ends_a_pod_as_any_other(runner: LocalRunner) -> None:
+    for given in ({"grace": 1e12}, {}):
+        name = begin(runner, pod(container("one", "host", POLITE), terminationGracePeriodSeconds=10**12))
+        hear(runner, name, "one", "ready")
+        assert runner.stop(name, **given).containers[0].exit == 3
 
 
 def test_a_pod_whose_folder_is_removed_by_hand_ends(runner: LocalRunner) -> None:

@@ -25,6 +25,7 @@ import os
 import re
 import select
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +66,8 @@ class Folder:
 
     def write(self, name: str, data: object, *, held: int | None = None) -> None:
         """Replace one of the files by `data`; SourceMissing where the pod is gone: the one whose folder is `held`, if any."""
-        partial = f".{name}.{os.getpid()}"
+        # Of this thread alone, and the same again after a failure: a full disk is not filled with what is left over.
+        partial = f".{name}.{threading.get_native_id()}"
         try:
             place = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if held is None else os.dup(held)
             try:

@@ -44,6 +44,8 @@ BACKOFF = 10.0
 _SUPERVISE = "import sys; from sidecar.session.led import supervise; supervise(sys.argv[1], int(sys.argv[2]))"
 # How much longer than it gives the pod's programs a supervisor may take before it is ended itself.
 _PATIENCE = 30.0
+# No grace is longer: what waits for its end counts milliseconds in 31 bits.
+_LONGEST_GRACE = 1e6
 _IN_MODIFY = 0x2
 _CHUNK = 1 << 16
 
@@ -136,7 +138,7 @@ class LedRunner:
         pod = self._pod(name)
         with pod.opened() as held:
             try:
-                given = pod_of(pod.read("pod.json")).grace if grace is None else grace
+                given = min(pod_of(pod.read("pod.json")).grace if grace is None else grace, _LONGEST_GRACE)
             except (KeyError, TypeError, ParametersError):
                 raise pod.odd("pod.json") from None
             try:
