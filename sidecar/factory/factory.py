@@ -126,11 +126,10 @@ class Factory:
             raise Conflict(
                 f"{name} is made for docker alone: in the other format it would lose what it says to whoever builds on it"
             )
-        there = self._site.buildah(definition).images()
         for base in definition.bases(name):
-            self._ask(definition, base, definition.image(base).target, {}, there)
+            self._ask(definition, base, definition.image(base).target, {})
         chosen: Target = "docker" if target == "docker" else recipe.target
-        work = self._ask(definition, name, chosen, labels or {}, there)
+        work = self._ask(definition, name, chosen, labels or {})
         see_to(self._site, self._records)
         return work
 
@@ -188,17 +187,18 @@ class Factory:
         self._records.bury(_now())
         see_to(self._site, self._records)
 
-    def _ask(self, definition: Definition, name: str, target: Target, labels: Mapping[str, str], there: Iterable[str]) -> Work:
+    def _ask(self, definition: Definition, name: str, target: Target, labels: Mapping[str, str]) -> Work:
         asked = Asked("build", name, target, digest(definition, name, target), self._site.name(), labels=labels)
         work = self._records.ask(asked, _now())
-        if work.status == "COMPLETE" and work.digest not in there:
+        # What is COMPLETE was there before: so whoever looks for it there looks afterwards.
+        if work.status == "COMPLETE" and work.digest not in self._site.buildah(definition).images():
             work = self._records.ask(asked, _now(), anew=True)
         return work
 
     def _looked_at(self, definition: Definition, contents: Mapping[str, str]) -> list[Image]:
         if not contents:
             return []
-        there, site = self._site.buildah(definition).images(), self._site.name()
+        site = self._site.name()
         pushes = self._pushes(definition, contents)
         for _ in range(_TRIES):
             found = self._found(definition, contents, definition.providers.values())
@@ -208,10 +208,16 @@ class Factory:
                 key: work and work.over for key, work in pushes.items()
             }:
                 break
+        # Of what is there now, if there is any: a change that is taken back needs no other build.
+        builds = {
+            name: self._records.latest("build", name, site, content=content) or self._records.latest("build", name, site)
+            for name, content in contents.items()
+        }
+        # Last: what is COMPLETE was there before.
+        there = self._site.buildah(definition).images()
         images = []
         for name, content in contents.items():
-            # One of what is there now, if there is any: a change that is taken back needs no other build.
-            build = self._records.latest("build", name, site, content=content) or self._records.latest("build", name, site)
+            build = builds[name]
             status = image_status(build, content, build is not None and build.digest in there)
             at = tuple(
                 At(to, presence(push, found[to, name], build, content), found[to, name].digest, push, found[to, name].unreachable)
