@@ -152,6 +152,8 @@ def sustained(folder: Path) -> list[Target]:
     with subprocess.Popen(words, env={**os.environ, "SIDECAR_RUNTIMES": RUNTIMES}, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         port = int(server.stderr.readline().rstrip("/\n").rpartition(":")[2])
+        # It tells of each call, and would wait for whoever does not read that.
+        threading.Thread(target=server.stderr.read, daemon=True).start()
         try:
             for language, (source, interpreter) in SOURCES.items():
                 command = bare(str(folder / language), interpreter)
