@@ -125,8 +125,7 @@ class Workshop:
 
     def told(self, work: Work) -> str:
         """Return all that is known of a work."""
-        stderr = Path(self.site.folder, "builders", "stderr")
-        said = stderr.read_text() if stderr.exists() else ""
+        said = "".join(slot.read_text() for slot in Path(self.site.folder, "builders").glob("slot-*"))
         return f"{self.records.get(work.id)}\n{self.records.log(work.id).decode(errors='replace')}\n{said}"
 
     # --- who builds

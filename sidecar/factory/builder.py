@@ -1,12 +1,16 @@
 """Who builds and pushes: a process of its own, which outlives whoever asked, and ends when nothing waits.
 
     <folder>/                         see sidecar.factory.site
-        builders/slot-<digest>-<n>    locked by a builder that works: so there are never more than so many at once
-        builders/stderr               what a builder said that could not even record why it failed
+        builders/slot-<digest>-<n>    locked by a builder that works: so there are never more than so many at once;
+                                      what it said that could not even record why it failed
 
-Whoever has asked for a work calls `see_to`, which begins a builder if one may be begun. A builder takes the works of its site in
-the order in which they were asked for, until none waits, gives its slot back, and looks once more: what was asked for when all
-slots were taken is seen by those who have them. So each site has slots of its own: who builds elsewhere does not see it.
+Whoever has asked for a work calls `see_to`, which begins a builder if one may be begun, and hands it the slot locked: nobody else
+finds it free meanwhile. The file begins with a line that the builder removes when it has seen what waits. Where the line is there
+and nobody has the slot, the builder ended before that, and whoever looks is told what it said.
+
+A builder takes the works of its site in the order in which they were asked for, until none waits, gives its slot back, and looks
+once more: what was asked for when all slots were taken is seen by those who have them. So each site has slots of its own: who
+builds elsewhere does not see it.
 
 A builder holds a lease (see records) from before it claims a work until after it has recorded the end, and buildah ends with it.
 So a work that is under way is being done by somebody who is alive, or it is failed by whoever looks. And a builder that was taken
@@ -47,6 +51,11 @@ _BUILD = (
 # How often, in seconds, what is said is recorded, and whether a base is built is looked at: records call nobody.
 _PAUSE = 0.05
 _PIECE = 1 << 16
+# What stands before what a builder says until it has seen what waits; how long, in seconds, nobody tries again where one ended
+# before that, and how much is told of what it said.
+_BEGUN = b"begun\n"
+_AGAIN = 5.0
+_TOLD = 500
 # For how long, in seconds, the end of a work is recorded again and again where the records cannot be reached.
 _PATIENCE = 60.0
 
@@ -55,48 +64,65 @@ def see_to(site: Site, records: Records) -> bool:
     """Have a builder begin, if a work waits and not all are at work; tell whether one was begun."""
     if not records.waiting(site.name()):
         return False
-    slot = _take_slot(site)
+    number, slot = _take_slot(site)
     if slot < 0:
         return False
-    os.close(slot)
     try:
-        with open(os.path.join(site.builders(), "stderr"), "wb") as told:
-            begun = subprocess.run(
-                [sys.executable, "-P", "-c", _BUILD],
-                input=json.dumps(asdict(site)).encode(),
-                stdout=subprocess.DEVNULL,
-                stderr=told,
-                cwd="/",
-                start_new_session=True,
-                check=False,
-            )
-    except OSError as error:
-        raise Unreachable(f"no builder can be begun: {error.strerror}") from None
-    if begun.returncode:
-        raise Unreachable(f"no builder can be begun: {sys.executable} ended with status {begun.returncode}")
-    return True
+        # The builder that had it until now may have done what waited.
+        if not records.waiting(site.name()):
+            return False
+        if problem := _ended_early(slot):
+            raise Unreachable(f"no builder can be begun: {problem}")
+        try:
+            os.ftruncate(slot, 0)
+            os.pwrite(slot, _BEGUN, 0)
+            with open(site.slot(number), "ab") as told:
+                begun = subprocess.run(
+                    [sys.executable, "-P", "-c", _BUILD],
+                    input=json.dumps([asdict(site), slot]).encode(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=told,
+                    cwd="/",
+                    start_new_session=True,
+                    pass_fds=(slot,),
+                    check=False,
+                )
+        except OSError as error:
+            raise Unreachable(f"no builder can be begun: {error.strerror}") from None
+        if begun.returncode:
+            problem = _ended_early(slot) or f"{sys.executable} ended with status {begun.returncode}"
+            raise Unreachable(f"no builder can be begun: {problem}")
+        return True
+    finally:
+        os.close(slot)
 
 
 def build_all(said: str) -> None:
-    """Do what waits, as a builder, in a process of its own; `said` is the site."""
+    """Do what waits, as a builder, in a process of its own; `said` is the site, and the slot that it was given."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
     # Whoever ignores it would not be told how a child ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    site = Site(**json.loads(said))
+    told, slot = json.loads(said)
+    os.set_inheritable(slot, False)
+    site = Site(**told)
     with open_records(site.state) as records:
-        while (slot := _take_slot(site)) >= 0:
+        while slot >= 0:
             try:
                 worker = new_worker()
                 with records.lease(worker):
                     builder = Builder(site, records)
-                    while (work := records.claim(worker, _now(), site.name())) is not None:
+                    work = records.claim(worker, _now(), site.name())
+                    os.ftruncate(slot, 0)
+                    while work is not None:
                         builder.do(work)
+                        work = records.claim(worker, _now(), site.name())
             finally:
                 os.close(slot)
             if not records.waiting(site.name()):
                 return
+            _, slot = _take_slot(site)
 
 
 class _Lost(Exception):
@@ -141,10 +167,9 @@ class Builder:
             command = buildah.build(
                 definition, recipe, target=work.target, ignore=ignore_file(recipe), base=base, labels=labels, id_file=made
             )
-            problem = self._run(work, command, buildah.environment(folder), BuildTranscript())
-            image = "" if problem else _said(made)
-        if problem:
-            raise _Failed(problem)
+            if problem := self._run(work, command, buildah.environment(folder), BuildTranscript()):
+                raise _Failed(problem)  # the folder stays: if it was killed, it may have left more
+            image = _said(made)
         if digest(open_definition(self._site.definition), work.image, work.target) != work.content:
             raise _Failed("its context has changed while it was built")
         return image, definition.local(work.image)
@@ -159,10 +184,9 @@ class Builder:
             made = os.path.join(folder, "digest")
             command = buildah.push(build.digest, provider, reference, digest_file=made)
             transcript = PushTranscript(buildah.layers(build.digest))
-            problem = self._run(work, command, buildah.environment(folder), transcript)
-            pushed = "" if problem else _said(made)
-        if problem:
-            raise _Failed(problem)
+            if problem := self._run(work, command, buildah.environment(folder), transcript):
+                raise _Failed(problem)
+            pushed = _said(made)
         return pushed, reference
 
     def _base(self, work: Work, definition: Definition, recipe: Recipe, buildah: Buildah) -> str:
@@ -253,14 +277,14 @@ class _Failed(SidecarError):
     """What was asked for cannot be made; the message is the error of the work."""
 
 
-def _take_slot(site: Site) -> int:
-    """Return the locked file of a slot that was free, -1 where none is."""
+def _take_slot(site: Site) -> tuple[int, int]:
+    """Return the number and the locked file of a slot that was free, -1 for both where none is."""
     try:
         for number in range(site.slots):
             slot = os.open(site.slot(number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return slot
+                return number, slot
             except BlockingIOError:
                 os.close(slot)
             except OSError:
@@ -268,7 +292,19 @@ def _take_slot(site: Site) -> int:
                 raise
     except OSError as error:
         raise Unreachable(f"builders cannot be counted in {site.folder}: {error.strerror}") from None
-    return -1
+    return -1, -1
+
+
+def _ended_early(slot: int) -> str:
+    """Return what a builder said last that had this slot, and ended just now without having seen what waits; "" for none.
+
+    Who was killed says nothing: then another may be begun at once.
+    """
+    size = os.fstat(slot).st_size
+    if os.pread(slot, len(_BEGUN), 0) != _BEGUN or abs(time.time() - os.fstat(slot).st_mtime) > _AGAIN:
+        return ""
+    said = os.pread(slot, _PIECE, max(len(_BEGUN), size - _PIECE)).decode(errors="replace").strip()
+    return "".join(each if each.isprintable() else "?" for each in said.rpartition("\n")[2][:_TOLD])
 
 
 @contextmanager
