@@ -12,18 +12,20 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from processes import HANG, until
+from processes import BIN, HANG, until
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import served
-from session_contract import Contract, container, mount, pod
+from session_contract import DEAF, POLITE, Contract, container, mount, pod
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
@@ -131,6 +133,52 @@ def test_who_is_how_far_and_waits_for_whom_is_told_of_a_session(client: httpx.Cl
     until(lambda: waited() == [("application", "fuse")], "the application waits for its battery")
 
 
+def test_whoever_ends_many_sessions_keeps_nobody_from_asking(here: Here, client: httpx.Client) -> None:
+    where = begun(client, DEAF).headers["Location"]
+    until(lambda: client.get(f"{where}/logs/application").content == b"ready\n", "it does not hear")
+    answers: Queue[int] = Queue()
+
+    def end() -> None:
+        answers.put(httpx.delete(f"{here.url}{where}", params={"grace": 3600}, trust_env=False, timeout=None).status_code)
+
+    # One more than the threads that answer all else.
+    enders = [threading.Thread(target=end) for _ in range(41)]
+    try:
+        for each in enders:
+            each.start()
+        assert [answers.get(timeout=HANG) for _ in range(9)] == [429] * 9
+        assert client.get(where).status_code == 200
+    finally:
+        with suppress(SourceMissing):  # one of those that ended it was sooner
+            here.runner.stop(where.rpartition("/")[2], 0)
+        for each in enders:
+            each.join(HANG)
+    assert {answers.get_nowait() for _ in range(32)} <= {200, 404}
+    # Whoever was waited for is done: another may be ended.
+    where = begun(client, "true").headers["Location"]
+    assert client.delete(where).status_code == 200
+
+
+def test_a_grace_that_nobody_waits_for_is_refused_before_anything_is_ended(client: httpx.Client) -> None:
+    where = begun(client, "exec sleep 300").headers["Location"]
+    until(lambda: client.get(where).json()["phase"] == "Running", "it runs")
+    for grace in ("3601", "1000000000000", "-1", "1.5", "soon"):
+        answer = client.delete(where, params={"grace": grace})
+        assert (answer.status_code, [each["field"] for each in answer.json()["errors"]]) == (400, ["grace"])
+    assert client.get(where).json()["phase"] == "Running"
+
+
+def test_of_two_who_end_a_session_at_once_one_is_told_how_it_ended_and_the_other_that_there_is_none(
+    here: Here, client: httpx.Client
+) -> None:
+    where = begun(client, POLITE).headers["Location"]
+    until(lambda: client.get(f"{where}/logs/application").content == b"ready\n", "it hears")
+    with ThreadPoolExecutor(2) as two:
+        answers = list(two.map(lambda _: client.delete(where, params={"grace": 60}).status_code, range(2)))
+    assert sorted(answers) == [200, 404]
+    assert client.get("/v1/sessions").json()["sessions"] == []
+
+
 # --- runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +195,18 @@ def test_what_ran_once_is_told_with_what_it_wrote(here: Here, client: httpx.Clie
     assert client.get("/v1/runs/one", params={**named, "name": "c"}).status_code == 404
     assert client.get("/v1/runs/log", params={**named, "source": "both"}).status_code == 400
     assert [each["field"] for each in client.get("/v1/runs/one").json()["errors"]] == ["instance", "name"]
+
+
+def test_bytes_that_are_no_characters_are_told_all_the_same(here: Here, client: httpx.Client) -> None:
+    with Ledger(here.state) as ledger:
+        ledger.run_once("odd", ["true", "\udcff"], instance="here")
+    answer = client.get("/v1/runs")
+    assert (answer.status_code, answer.json()["runs"][0]["command"]) == (200, ["true", "\udcff"])
+
+
+@pytest.mark.parametrize("number", ["0" * 20 + "9" * 40, "9" * 5000, "9223372036854775808", "-1", "1.5", "٣"])
+def test_a_number_that_is_none_is_refused(client: httpx.Client, number: str) -> None:
+    assert client.get("/v1/sessions/x/logs/y", params={"offset": number}).status_code == 400
 
 
 # --- events ------------------------------------------------------------------------------------------------------------
@@ -198,6 +258,27 @@ def test_what_changes_is_told_as_it_changes(here: Here) -> None:
     with Ledger(here.state) as ledger:
         ledger.run_once("third", ["true"], instance="here")
     listener.join()
+
+
+def test_a_session_whose_directory_cannot_be_read_hides_no_other(here: Here) -> None:
+    with httpx.Client(base_url=here.url, trust_env=False, timeout=HANG) as client:
+        script = "mkdir -p /coord/.sidecar/participants; mkfifo /coord/.sidecar/participants/application.json; exec sleep 300"
+        names = [
+            begun(client, script, volumeMounts=[mount("c", "/coord")]).json()["name"],
+            begun(client, "exec sleep 300").json()["name"],
+        ]
+        broken = Path(here.sessions, names[0], "volumes", "c")
+        until(lambda: (broken / ".sidecar" / "participants" / "application.json").exists(), "it has made it")
+        (broken / ".sidecar").rename(broken / "kept")
+        (broken / ".sidecar").mkdir()
+        (broken / ".sidecar" / "participants").write_text("no directory")
+        listener = Listener(here.url)
+        until(lambda: "ready" in listener.kinds(), "all is told")
+        assert {told["name"] for kind, told in listener.heard if kind == "session"} == {*names}
+        for each in names:
+            client.delete(f"/v1/sessions/{each}", params={"grace": 0})
+        listener.over.set()
+        listener.join()
 
 
 def test_who_listens_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
@@ -287,6 +368,30 @@ def test_what_a_server_refuses_is_raised_as_the_library_would(here: Here) -> Non
         client.sessions.start({"kind": "Pod"})
     with pytest.raises(SourceMissing, match="/v1/images is not served there"):
         client.images.images()
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\nb", "é", "..", "a b", "%2e"])
+def test_whatever_a_session_is_called_it_is_asked_for_by_that_name(here: Here, name: str) -> None:
+    with pytest.raises(SourceMissing):
+        Client(here.url).sessions.status(name)
+
+
+@pytest.mark.parametrize(("token", "url"), [("a\nb", ""), ("☃", ""), ("", "http://.example:80")])
+def test_what_no_request_can_say_is_told_without_the_token(here: Here, token: str, url: str) -> None:
+    with pytest.raises((ConfigurationError, Unreachable)) as told:
+        Client(url or here.url, token).sessions.list()
+    assert not token or token not in str(told.value)
+
+
+def test_a_token_with_the_end_of_its_line_is_the_token(tmp_path: Path) -> None:
+    environment = {**os.environ, "SIDECAR_TOKEN": f"{TOKEN.replace(' ', '-')}\n"}
+    with served(Here(tmp_path).application(TOKEN.replace(" ", "-"))) as url:
+        words: list[str | Path] = [BIN / "sidecar", "--server", url, "session", "list", "--json"]
+        ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (0, "[]\n"), ran.stderr
+        ran = subprocess.run(words, env={**environment, "SIDECAR_TOKEN": "a\nb"}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 78
+    assert "a\nb" not in ran.stderr
 
 
 def test_what_is_no_server_of_ours_is_told() -> None:

@@ -12,6 +12,8 @@ from sidecar.web.description import description
 Schema = dict[str, Any]
 # Numbers are those of a database.
 LARGEST = (1 << 63) - 1
+# Whoever is asked to end a session waits as long: in seconds.
+LONGEST_GRACE = 3600
 _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST}
 
@@ -122,7 +124,8 @@ _SESSIONS: Schema = {
             400,
             404,
             409,
-            parameters=[_POD, _named("grace", "query", _NUMBER, needed=False)],
+            429,
+            parameters=[_POD, _named("grace", "query", {**_NUMBER, "maximum": LONGEST_GRACE}, needed=False)],
         ),
     },
     "/v1/sessions/{name}/logs/{container}": {

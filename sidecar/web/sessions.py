@@ -17,9 +17,10 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar.coordination.report import look
@@ -28,8 +29,12 @@ from sidecar.errors import Fault, ParametersError, SourceMissing
 from sidecar.session.machine import Machine
 from sidecar.session.runner import Manifest, Runner, Status
 from sidecar.web.asked import by_method, number_of, object_of
+from sidecar.web.contract import LONGEST_GRACE
+from sidecar.web.refusal import Told, errors
 
 _PIECE = 1 << 20
+# So many may be ended at once, each by a thread that waits as long as its containers are given.
+_MOST_ENDING = 32
 
 
 def routes(machine: Machine, runner: Callable[[], Runner]) -> list[Route]:
@@ -70,13 +75,25 @@ def _behind(written: Iterator[bytes], offset: int) -> bytes:
     return bytes(found)
 
 
+def _grace(said: str | None) -> float | None:
+    """Return how long containers are given; None leaves that to their pod."""
+    if said is None:
+        return None
+    found = number_of(said, "grace")
+    if found > LONGEST_GRACE:
+        raise ParametersError([Fault("request", "grace", f"expected at most {LONGEST_GRACE} seconds")])
+    return float(found)
+
+
 class _Sessions:
     def __init__(self, machine: Machine, runner: Callable[[], Runner]) -> None:
         self._machine, self._runner = machine, runner
+        # Not of the threads that all else is answered by: whoever ends many sessions would keep everybody from asking.
+        self._enders, self._ending = CapacityLimiter(_MOST_ENDING), 0
 
     async def all(self, _: Request) -> Response:
         found = await run_in_threadpool(self._machine.list)
-        return JSONResponse({"sessions": [session_as_json(each) for each in found]})
+        return Told({"sessions": [session_as_json(each) for each in found]})
 
     async def start(self, request: Request) -> Response:
         asked = await object_of(request, {"pod": dict})
@@ -84,20 +101,26 @@ class _Sessions:
             raise ParametersError([Fault("request", "pod", "expected a manifest, it is missing")])
         name = await run_in_threadpool(self._start, asked["pod"])
         found = await run_in_threadpool(self._machine.status, name)
-        return JSONResponse(session_as_json(found), 201, headers={"Location": f"/v1/sessions/{quote(name, safe='')}"})
+        return Told(session_as_json(found), 201, headers={"Location": f"/v1/sessions/{quote(name, safe='')}"})
 
     def _start(self, pod: Manifest) -> str:
         self._runner().start(pod)
         return str(pod["metadata"]["name"])
 
     async def one(self, request: Request) -> Response:
-        return JSONResponse(session_as_json(await run_in_threadpool(self._machine.status, request.path_params["name"])))
+        return Told(session_as_json(await run_in_threadpool(self._machine.status, request.path_params["name"])))
 
     async def stop(self, request: Request) -> Response:
-        said = request.query_params.get("grace")
-        grace = None if said is None else float(number_of(said, "grace"))
-        found = await run_in_threadpool(self._machine.stop, request.path_params["name"], grace)
-        return JSONResponse({**session_as_json(found), "actions": []})
+        name, grace = request.path_params["name"], _grace(request.query_params.get("grace"))
+        # Refused, not put off: whoever would kill a session is not to wait for those that are given time.
+        if self._ending >= _MOST_ENDING:
+            return errors(429, [Fault("request", "", f"{_MOST_ENDING} are being ended already")])
+        self._ending += 1
+        try:
+            found = await to_thread.run_sync(self._machine.stop, name, grace, limiter=self._enders)
+        finally:
+            self._ending -= 1
+        return Told({**session_as_json(found), "actions": []})
 
     async def logs(self, request: Request) -> Response:
         name, container = request.path_params["name"], request.path_params["container"]
@@ -106,4 +129,4 @@ class _Sessions:
         return Response(found, media_type="application/octet-stream")
 
     async def coordination(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(coordination_of, self._machine, request.path_params["name"]))
+        return Told(await run_in_threadpool(coordination_of, self._machine, request.path_params["name"]))
