@@ -58,6 +58,9 @@ _AGAIN = 5.0
 _TOLD = 500
 # For how long, in seconds, the end of a work is recorded again and again where the records cannot be reached.
 _PATIENCE = 60.0
+# The file of a layout by which one writes at a time, and for how long, in seconds, another waits: longer than a push takes.
+_LOCK = "sidecar.lock"
+_LAYOUT_PATIENCE = 900.0
 
 
 def see_to(site: Site, records: Records) -> bool:
@@ -180,7 +183,11 @@ class Builder:
         if build.digest not in buildah.images():
             raise _Failed(f"what build {build.id} made is not there any more: build {work.image} again")
         reference = definition.reference(work.image, provider)
-        with buildah.at_work() as folder, _alone(provider.layout):
+
+        def waits() -> None:
+            self._progress(work, 0, f"waits for whoever writes to {provider.layout}")
+
+        with buildah.at_work() as folder, _alone(provider.layout, waits):
             made = os.path.join(folder, "digest")
             command = buildah.push(build.digest, provider, reference, digest_file=made)
             transcript = PushTranscript(buildah.layers(build.digest))
@@ -283,9 +290,8 @@ def _take_slot(site: Site) -> tuple[int, int]:
         for number in range(site.slots):
             slot = os.open(site.slot(number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return number, slot
-            except BlockingIOError:
+                if _locked(slot):
+                    return number, slot
                 os.close(slot)
             except OSError:
                 os.close(slot)
@@ -308,18 +314,35 @@ def _ended_early(slot: int) -> str:
 
 
 @contextmanager
-def _alone(layout: str) -> Iterator[None]:
-    """Be the only one who writes to a layout: its list of images is read, changed and written."""
+def _alone(layout: str, waits: Callable[[], None], patience: float = _LAYOUT_PATIENCE) -> Iterator[None]:
+    """Be the only one who writes to a layout: its list of images is read, changed and written. `waits` is called meanwhile.
+
+    The lock is a file that nobody else may open: of a folder that others may read they can have the lock, and keep it.
+    """
     if not layout:
         yield
         return
     os.makedirs(layout, exist_ok=True)
-    fd = os.open(layout, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = os.path.join(layout, _LOCK)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        until = time.monotonic() + patience
+        while not _locked(fd):
+            if time.monotonic() > until:
+                raise _Failed(f"somebody else has been writing to {layout} for {patience:g} s: see who has {path} open")
+            waits()
+            time.sleep(_PAUSE)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _said(path: str) -> str:
