@@ -81,10 +81,15 @@ def which_ran(function: Function) -> Function:
 
 
 def to_start(runner: str, **where: Any) -> Runner:
-    """Return the runner that is asked for; UsageError with an option that it has not."""
+    """Return the runner that is asked for, or that of a server; UsageError with an option that it has not."""
     if (there := server()) is not None:
         _refuse("a server", {**where, "runner": runner if runner != LOCAL else ""}, {})
         return there.sessions
+    return to_start_here(runner, **where)
+
+
+def to_start_here(runner: str, **where: Any) -> Runner:
+    """Return the runner that is asked for, whatever server commands are to ask; UsageError with an option that it has not."""
     _refuse(runner, where, _OWN[runner])
     if runner == KUBERNETES:
         return _cluster(where)

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from sidecar.cli.entry import complain
 from sidecar.cli.function import INSTALLED, found_runtimes, runtimes_option
 from sidecar.cli.image import factory_option, open_factory
-from sidecar.cli.runners import to_start, which_runs
+from sidecar.cli.runners import to_start_here, which_runs
 from sidecar.cli.server import token_of, token_option
 from sidecar.errors import ConfigurationError, UsageError
 from sidecar.functions.service import Service
@@ -47,7 +47,7 @@ def serve(host: str, port: int, token_file: str | None, factory: str, folders: t
         from sidecar.web.server import Parts, application
     except ImportError:
         raise ConfigurationError("the server is not installed: pip install 'sidecar-toolkit[server]'") from None
-    runner = to_start(**where)
+    runner = to_start_here(**where)
     if not isinstance(runner, LedRunner):
         raise UsageError("--runner: sessions in a cluster are its API server's to tell; expected local or podman")
     token = token_of(token_file)

@@ -24,9 +24,9 @@ token_option = click.option(
 
 
 def token_of(file: str | None) -> str:
-    """Return the token that a file holds, or else the environment; "" where there is none."""
+    """Return the token that a file holds, or else the environment; "" where there is none. It is never shown."""
     if file is None:
-        return os.environ.get("SIDECAR_TOKEN", "")
+        return _checked("SIDECAR_TOKEN", os.environ.get("SIDECAR_TOKEN", ""))
     try:
         with open(file, encoding="utf-8", errors="replace") as opened:
             token = opened.read().strip()
@@ -34,6 +34,14 @@ def token_of(file: str | None) -> str:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     if not token:
         raise ConfigurationError(f"{file} is empty: expected a token")
+    return _checked(file, token)
+
+
+def _checked(where: str, token: str) -> str:
+    # With the end of the line that whoever wrote it has put there.
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ConfigurationError(f"the token in {where} has characters that no header can say")
     return token
 
 

@@ -101,9 +101,10 @@ class Ledger:
         """Return how it stands with a run by now; None where it was forgotten."""
         return self._settled_one("SELECT * FROM run WHERE id = ?", (run.id,))
 
-    def runs(self) -> list[Run]:
-        """Return all runs, in the order in which they were claimed."""
-        return [self._settled(run_of(row)) for row in self.state.read("SELECT * FROM run ORDER BY id")]
+    def runs(self, latest: int = -1) -> list[Run]:
+        """Return all runs, in the order in which they were claimed; or so many of them, those that were claimed last."""
+        rows = self.state.read("SELECT * FROM run ORDER BY id DESC LIMIT ?", (latest,))
+        return [self._settled(run_of(row)) for row in reversed(rows)]
 
     def pieces(self, run: Run, after: int = 0) -> list[Piece]:
         """Return the next pieces of what a run wrote, behind number `after`; none where there are no more, so far."""

@@ -59,9 +59,11 @@ def number_of(text: str | None, field: str, default: int = 0) -> int:
     """Return a whole number of a path or a query; ParametersError where it is none, or negative."""
     if text is None:
         return default
-    if not text.isascii() or not text.isdecimal() or int(text[:20]) > LARGEST:
+    digits = text.lstrip("0") or "0"
+    # No number of so many digits is looked at: Python refuses to read those of thousands.
+    if not (text.isascii() and text.isdecimal()) or len(digits) > len(str(LARGEST)) or int(digits) > LARGEST:
         raise ParametersError([Fault("request", field, "expected a whole number")])
-    return int(text)
+    return int(digits)
 
 
 def _halves(given: Any) -> list[str]:
@@ -70,7 +72,7 @@ def _halves(given: Any) -> list[str]:
     for name, value in given.items():
         try:
             json.dumps({name: value}, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, RecursionError):
             found.append(_whole(name))
     return found
 

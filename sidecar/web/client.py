@@ -78,6 +78,9 @@ class Client:
             connection.request(method, self._at.path.rstrip("/") + path, data, headers)
             answer = connection.getresponse()
             said = answer.read(_LARGEST + 1)
+        except (ValueError, http.client.InvalidURL) as error:
+            # A name that no path can say, or an address that no resolver takes; what it is may be secret, and is not told.
+            raise ConfigurationError(f"{method} cannot be asked of {self._at.hostname}: {type(error).__name__}") from None
         except (OSError, http.client.HTTPException) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise Unreachable(f"{self._at.scheme}://{self._at.netloc} does not answer: {why}") from None
@@ -102,6 +105,11 @@ class Client:
             raise Corrupt(f"{self._at.netloc} answers with what is not known here: is that a server of this version?") from None
 
 
+def _said(name: str) -> str:
+    """Return a name as a part of a path; any bytes that a command line may hold."""
+    return quote(name.encode(errors="surrogateescape"), safe="")
+
+
 def _refused(answer: _Answer, path: str) -> SidecarError:
     """Return what the library would have raised."""
     try:
@@ -121,7 +129,7 @@ def _refused(answer: _Answer, path: str) -> SidecarError:
         case 400 | 413 | 415 | 422:
             return ParametersError(faults or [Fault("server", "", message)])
         case 401 | 403:
-            return ConfigurationError(f"the server refuses: {message}; name its token with SIDECAR_TOKEN or --token-file")
+            return ConfigurationError(f"the server refuses: {message}; it is to be asked with its token in SIDECAR_TOKEN")
         case 404 | 405:
             exist = told.get("exist")
             return SourceMissing(message, [str(each) for each in exist] if isinstance(exist, list) else ())
@@ -151,12 +159,12 @@ class _Images:
 
     def image(self, name: str) -> Image:
         """Return one image; SourceMissing."""
-        return self._client.get(f"/v1/images/{quote(name, safe='')}", Image.of_json)
+        return self._client.get(f"/v1/images/{_said(name)}", Image.of_json)
 
     def build(self, name: str, target: str = "", labels: Mapping[str, str] | None = None) -> Work:
         """Ask for a build, and return it."""
         asked = {**({"target": target} if target else {}), **({"labels": dict(labels)} if labels else {})}
-        return self._asked(f"/v1/images/{quote(name, safe='')}/builds", asked)
+        return self._asked(f"/v1/images/{_said(name)}/builds", asked)
 
     def push(self, build: int, provider: str) -> Work:
         """Ask for a push, and return it."""
@@ -213,7 +221,7 @@ class _Sessions:
 
     def status(self, name: str) -> Status:
         """Return how a pod stands; SourceMissing."""
-        return self._client.get(f"/v1/sessions/{quote(name, safe='')}", _status)
+        return self._client.get(f"/v1/sessions/{_said(name)}", _status)
 
     def wait(self, name: str, timeout: float | None = None) -> Status:
         """Return when a pod has ended; DeadlinePassed."""
@@ -226,7 +234,7 @@ class _Sessions:
 
     def logs(self, name: str, container: str, *, follow: bool = False) -> Iterator[bytes]:
         """Yield what a container wrote; to `follow` asks again and again until it has ended for good."""
-        path = f"/v1/sessions/{quote(name, safe='')}/logs/{quote(container, safe='')}"
+        path = f"/v1/sessions/{_said(name)}/logs/{_said(container)}"
         told = 0
         while True:
             over = not follow or _is_over(self.status(name), container)
@@ -240,7 +248,7 @@ class _Sessions:
     def stop(self, name: str, grace: float | None = None) -> Status:
         """End a pod, remove all that is of it, and return how it ended."""
         query = "" if grace is None else f"?grace={int(grace)}"
-        path = f"/v1/sessions/{quote(name, safe='')}{query}"
+        path = f"/v1/sessions/{_said(name)}{query}"
         return self._client.made(self._client.ask("DELETE", path, patience=_GRACE), _status)
 
 

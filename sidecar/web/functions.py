@@ -29,7 +29,7 @@ from sidecar.web.description import DEFAULTS, description, usual
 from sidecar.web.guard import Guard, TooLarge, body_of
 from sidecar.web.measures import Measures
 from sidecar.web.page import PAGE
-from sidecar.web.refusal import errors
+from sidecar.web.refusal import Told, always, errors
 from sidecar.web.serve import POLICY
 
 _TEXT = ("text/plain", "application/octet-stream", "")
@@ -47,9 +47,9 @@ def application(service: Service, token: str = "", body: int = MIB) -> Starlette
     app = Starlette(
         routes=[
             Route("/", _page),
-            Route("/openapi.json", lambda _: JSONResponse(described)),
-            Route("/healthz", lambda _: Response(status_code=204)),
-            Route("/readyz", lambda _: Response(status_code=ready)),
+            Route("/openapi.json", always(JSONResponse(described))),
+            Route("/healthz", always(Response(status_code=204))),
+            Route("/readyz", always(Response(status_code=ready))),
             *routes(service, body),
         ]
     )
@@ -83,7 +83,7 @@ class _Functions:
         self.service, self.body, self.measures = service, body, measures
 
     async def functions(self, _: Request) -> Response:
-        return JSONResponse({"functions": self._names()})
+        return Told({"functions": self._names()})
 
     async def invoke(self, request: Request) -> Response:
         began = time.monotonic()
@@ -112,7 +112,7 @@ class _Functions:
             # Nobody reads it; so proxies note it in their logs.
             response = Response(status_code=_GONE)
         else:
-            response = JSONResponse(answer.as_json())
+            response = Told(answer.as_json())
             self.measures.answered(answer, time.monotonic() - began)
         if response.status_code != 200:
             self.measures.refused(response.status_code)

@@ -23,19 +23,22 @@ from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from sidecar.errors import Fault, ParametersError
 from sidecar.factory.model import Action, Image, Kind, Work
-from sidecar.web.asked import MOST, number_of, object_of
+from sidecar.web.asked import number_of, object_of
 from sidecar.web.guard import body_of
+from sidecar.web.refusal import Told
 
 if TYPE_CHECKING:
     from sidecar.factory.factory import Factory
 
 Opened = Callable[[], "AbstractContextManager[Factory]"]
 Found = TypeVar("Found")
+# To compose YAML takes a microsecond for each byte at least, and nobody else is answered well meanwhile.
+_MANIFEST = 256 << 10
 _PATHS: dict[Kind, str] = {"build": "builds", "push": "pushes"}
 
 
@@ -87,10 +90,10 @@ class _Images:
 
     async def images(self, _: Request) -> Response:
         found = await self.ask(lambda factory: factory.images())
-        return JSONResponse({"images": [image_as_json(each) for each in found]})
+        return Told({"images": [image_as_json(each) for each in found]})
 
     async def image(self, request: Request) -> Response:
-        return JSONResponse(image_as_json(await self.ask(lambda factory: factory.image(request.path_params["name"]))))
+        return Told(image_as_json(await self.ask(lambda factory: factory.image(request.path_params["name"]))))
 
     async def build(self, request: Request) -> Response:
         asked = await object_of(request, {"target": str, "labels": dict})
@@ -109,10 +112,10 @@ class _Images:
         found = await self.ask(lambda factory: factory.providers())
         # Where the credentials are is the server's own affair.
         told = [{key: value for key, value in asdict(each).items() if key != "authfile"} for each in found]
-        return JSONResponse({"providers": told})
+        return Told({"providers": told})
 
     async def check(self, request: Request) -> Response:
-        body = await body_of(request, MOST)
+        body = await body_of(request, _MANIFEST)
         if not body:
             raise ParametersError([Fault("request", "body", "expected a manifest, it is empty")])
         try:
@@ -121,7 +124,7 @@ class _Images:
             raise ParametersError([Fault("request", "body", f"expected UTF-8: {error.reason}")]) from None
         found = await self.ask(lambda factory: factory.check(text, "request"))
         told = [{**each.as_json(), "image": each.image and image_as_json(each.image)} for each in found]
-        return JSONResponse({"images": told})
+        return Told({"images": told})
 
 
 class _Works:
@@ -133,11 +136,11 @@ class _Works:
     async def all(self, request: Request) -> Response:
         image = request.query_params.get("image", "")
         found = await self._web.ask(lambda factory: factory.works(self._kind, image))
-        return JSONResponse({_PATHS[self._kind]: [each.as_json() for each in found]})
+        return Told({_PATHS[self._kind]: [each.as_json() for each in found]})
 
     async def one(self, request: Request) -> Response:
         work = await self._get(request)
-        return JSONResponse(work.as_json()) if work.kind == self._kind else _elsewhere(work, "")
+        return Told(work.as_json()) if work.kind == self._kind else _elsewhere(work, "")
 
     async def log(self, request: Request) -> Response:
         """Answer a piece of the log behind `offset`; X-Next-Offset is where the next begins."""
@@ -159,7 +162,7 @@ def _elsewhere(work: Work, rest: str) -> Response:
 
 
 def _accepted(work: Work) -> Response:
-    return JSONResponse(work.as_json(), 202, headers={"Location": f"/v1/{_PATHS[work.kind]}/{work.id}"})
+    return Told(work.as_json(), 202, headers={"Location": f"/v1/{_PATHS[work.kind]}/{work.id}"})
 
 
 def _labels(given: dict[str, Any]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from sidecar.errors import (
     ConfigurationError,
@@ -39,10 +40,17 @@ _STATUSES: tuple[tuple[type[SidecarError], int], ...] = (
 _WHOLE = ("request", "call", "build")
 
 
+class Told(JSONResponse):
+    """Plain data as JSON of ASCII alone: half a character of somebody's command, or of what a program wrote, is told as it is."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
 def errors(status: int, faults: Iterable[Fault], **more: Any) -> JSONResponse:
     """Return an answer that tells what is wrong, each with the field or the line that it is wrong with."""
     told = [{"field": each.key or ("" if each.where in _WHOLE else each.where), "message": each.problem} for each in faults]
-    return JSONResponse({"errors": told, **more}, status)
+    return Told({"errors": told, **more}, status)
 
 
 def refusal(error: SidecarError, **more: Any) -> JSONResponse:
@@ -61,6 +69,15 @@ async def refuse(_: Request, error: Exception) -> JSONResponse:
         return errors(413, [Fault("request", "body", str(error))])
     assert isinstance(error, SidecarError)
     return refusal(error)
+
+
+def always(response: Response) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint of one answer, for which no thread is needed: all of them may be busy."""
+
+    async def answer(_: Request) -> Response:
+        return response
+
+    return answer
 
 
 HANDLERS: dict[Any, Any] = {SidecarError: refuse, TooLarge: refuse}

@@ -1,6 +1,6 @@
 """What ran at most once, over HTTP: read alone.
 
-    GET /v1/runs                                     all, in the order in which they were claimed
+    GET /v1/runs                                     the latest, in the order in which they were claimed
     GET /v1/runs/one?instance=…&name=…               one
     GET /v1/runs/log?instance=…&name=…&source=…      what it wrote, as written: stdout, stderr or both
 
@@ -14,15 +14,18 @@ from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from sidecar.errors import Fault, ParametersError, SourceMissing
 from sidecar.once.facts import STDERR, STDOUT, Run
 from sidecar.once.ledger import Ledger
 from sidecar.once.told import as_json
+from sidecar.web.refusal import Told
 
 Found = TypeVar("Found")
+# Who wants more than that asks for one by its name: each is read with its variables.
+_LATEST = 200
 _SOURCES = {"stdout": (STDOUT,), "stderr": (STDERR,), "": (STDOUT, STDERR)}
 
 
@@ -33,10 +36,10 @@ def routes(state: str) -> list[Route]:
 
 
 def runs_of(state: str) -> list[Run]:
-    """Return all runs of a ledger; none where there is no ledger yet."""
+    """Return the latest runs of a ledger; none where there is no ledger yet."""
     try:
         with Ledger(state, make=False) as ledger:
-            return ledger.runs()
+            return ledger.runs(_LATEST)
     except SourceMissing:
         return []
 
@@ -47,10 +50,10 @@ class _Runs:
 
     async def all(self, _: Request) -> Response:
         found = await run_in_threadpool(runs_of, self._state)
-        return JSONResponse({"runs": [as_json(each) for each in found]})
+        return Told({"runs": [as_json(each) for each in found]})
 
     async def one(self, request: Request) -> Response:
-        return JSONResponse(as_json(await self._ask(request, lambda _, run: run)))
+        return Told(as_json(await self._ask(request, lambda _, run: run)))
 
     async def log(self, request: Request) -> Response:
         source = request.query_params.get("source", "")

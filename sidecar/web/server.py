@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from sidecar.errors import SourceMissing
+from sidecar.errors import SidecarError
 from sidecar.functions.answer import MOST
 from sidecar.functions.service import Service
 from sidecar.once.told import as_json
@@ -25,7 +25,7 @@ from sidecar.web import events, functions, images, runs, sessions
 from sidecar.web.contract import contract
 from sidecar.web.guard import Guard
 from sidecar.web.overview import PAGE
-from sidecar.web.refusal import HANDLERS
+from sidecar.web.refusal import HANDLERS, always
 from sidecar.web.serve import POLICY
 
 OPEN_TO_ALL = ("/", "/openapi.json", "/healthz", "/readyz")
@@ -51,9 +51,9 @@ def application(parts: Parts, token: str = "") -> Starlette:
     looks = [lambda: _runs(parts.state), lambda: _sessions(parts.machine)]
     routes = [
         Route("/", _page),
-        Route("/openapi.json", lambda _: JSONResponse(described)),
-        Route("/healthz", lambda _: Response(status_code=204)),
-        Route("/readyz", lambda _: Response(status_code=204)),
+        Route("/openapi.json", always(JSONResponse(described))),
+        Route("/healthz", always(Response(status_code=204))),
+        Route("/readyz", always(Response(status_code=204))),
         *runs.routes(parts.state),
         *sessions.routes(parts.machine, parts.runner),
     ]
@@ -83,7 +83,7 @@ def _works(opened: images.Opened) -> Iterator[events.Thing]:
 
 
 def _runs(state: str) -> Iterator[events.Thing]:
-    for each in runs.runs_of(state)[-100:]:
+    for each in runs.runs_of(state):
         yield "run", f"{each.instance} {each.name}", as_json(each)
 
 
@@ -91,7 +91,8 @@ def _sessions(machine: Machine) -> Iterator[events.Thing]:
     for each in machine.list():
         try:
             coordination: dict[str, Any] | None = _still(sessions.coordination_of(machine, each.name))
-        except SourceMissing:
+        except SidecarError:
+            # There is none, or none that can be read: whose container made it so is no reason to tell of no session at all.
             coordination = None
         yield "session", each.name, {**sessions.session_as_json(each), "coordination": coordination}
 

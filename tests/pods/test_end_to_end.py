@@ -1,7 +1,8 @@
-"""All five parts at once, as somebody uses them: images are checked, built and pushed; a session of them is composed and begun;
-its application has code run by a battery, is killed and restarted, and does not run again; what it made is saved; a page shows it.
+"""All five parts at once, as somebody uses them, and what dies in between.
 
-Everything is asked of `sidecar serve`, by the command with `--server`, and looked at in a browser.
+Images are checked, built and pushed; a session of them is composed and begun; its application has code run by a battery, is
+killed and restarted, and does not run again; what it made is saved; a page shows it. Everything is asked of `sidecar serve`, by
+the command with `--server`, and looked at in a browser.
 """
 
 from __future__ import annotations
