@@ -40,7 +40,7 @@ def token_of(file: str | None) -> str:
 def _checked(where: str, token: str) -> str:
     # With the end of the line that whoever wrote it has put there.
     token = token.strip()
-    if not (token.isascii() and token.isprintable()) or " " in token:
+    if not (token.isascii() and token.isprintable()):
         raise ConfigurationError(f"the token in {where} has characters that no header can say")
     return token
 
