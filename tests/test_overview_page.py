@@ -286,6 +286,33 @@ def test_what_a_container_writes_is_asked_for_when_it_is_opened_and_goes_on(tab:
     expect(log).to_have_text("begun\nended\n")
 
 
+def test_of_much_that_a_container_writes_the_end_is_asked_for_and_then_what_comes(
+    tab: Opened, served: Callable[..., Served]
+) -> None:
+    here = served()
+    script = f"seq 200000; {waiting('more')}; echo more; {waiting('open')}; seq 200001 400000"
+    name = here.start(pod(container("one", "host", script, volumeMounts=[mount("v", "/v")])))
+    written = Path(here.runner.folder, name, "logs", "one.log")
+    until(lambda: written.stat().st_size == 1_288_895, "it has written")
+    opened = tab(here.url)
+    page = live(opened)
+    session(page, name).locator("summary").click()
+    log = page.get_by_role("group", name="Log of one")
+    expect(log).to_have_text(re.compile("200000\n$"))
+    here.open(name, "more")
+    expect(log).to_have_text(re.compile("200000\nmore\n$"))
+    # Of what comes as well there may be more than is shown.
+    here.open(name)
+    expect(log).to_have_text(re.compile("400000\n$"))
+    text = log.text_content() or ""
+    assert text.startswith("… (only the end is shown)\n")
+    assert "more" not in text
+    assert 60_000 < len(text) < 70_000
+    asked = [each.partition("?")[2] for each in opened.asked if "/logs/" in each]
+    assert asked[:2] == ["offset=0&last=65536", "offset=1288895&last=65536"]
+    assert all(each.endswith("&last=65536") for each in asked)
+
+
 def test_a_session_is_stopped_by_whoever_is_sure(tab: Opened, served: Callable[..., Served]) -> None:
     here = served()
     name, other = (here.start(pod(container("one", "host", POLITE), name=each)) for each in ("one", "two"))

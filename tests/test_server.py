@@ -32,6 +32,7 @@ from starlette.routing import Route
 
 from sidecar.errors import ConfigurationError, Corrupt, ParametersError, SourceMissing, Unreachable
 from sidecar.once import Ledger
+from sidecar.session.folder import Folder
 from sidecar.session.local import LocalRunner
 from sidecar.session.machine import Machine
 from sidecar.session.runner import Runner
@@ -177,6 +178,42 @@ def test_of_two_who_end_a_session_at_once_one_is_told_how_it_ended_and_the_other
         answers = list(two.map(lambda _: client.delete(where, params={"grace": 60}).status_code, range(2)))
     assert sorted(answers) == [200, 404]
     assert client.get("/v1/sessions").json()["sessions"] == []
+
+
+def test_of_what_a_container_wrote_any_piece_is_told_and_where_the_next_begins(client: httpx.Client) -> None:
+    where = begun(client, "printf 0123456789").headers["Location"]
+    until(lambda: client.get(where).json()["phase"] == "Succeeded", "it has written")
+
+    def told(**query: int) -> tuple[bytes, str]:
+        answer = client.get(f"{where}/logs/application", params=query)
+        return answer.content, answer.headers["X-Next-Offset"]
+
+    assert told() == (b"0123456789", "10")
+    assert told(offset=4) == (b"456789", "10")
+    assert told(last=3) == told(offset=7) == told(offset=4, last=3) == (b"789", "10")
+    assert told(offset=8, last=3) == (b"89", "10")
+    assert told(last=11) == (b"0123456789", "10")
+    assert told(last=0) == told(offset=10) == told(offset=2**63 - 1) == (b"", "10")
+    for query in ({"last": "-1"}, {"last": "all"}, {"offset": "-1"}):
+        answer = client.get(f"{where}/logs/application", params=query)
+        assert (answer.status_code, [each["field"] for each in answer.json()["errors"]]) == (400, list(query))
+
+
+def test_what_stands_before_a_piece_is_not_read(here: Here, client: httpx.Client) -> None:
+    answer = begun(client, "true")
+    name, where = answer.json()["name"], answer.headers["Location"]
+    until(lambda: client.get(where).json()["phase"] == "Succeeded", "it has ended")
+    # To read as much would take longer than anybody waits; it takes no room.
+    size = 1 << 40
+    with open(Folder(os.path.join(here.sessions, name)).log("application"), "r+b") as log:
+        log.truncate(size)
+        log.seek(size - 3)
+        log.write(b"end")
+    for query in ({"offset": size - 3}, {"last": 3}):
+        piece = client.get(f"{where}/logs/application", params=query)
+        assert (piece.content, piece.headers["X-Next-Offset"]) == (b"end", str(size))
+    piece = client.get(f"{where}/logs/application")
+    assert (len(piece.content), piece.headers["X-Next-Offset"]) == (1 << 20, str(1 << 20))
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------

@@ -117,11 +117,21 @@ class LedRunner:
 
     def logs(self, name: str, container: str, *, follow: bool = False) -> Iterator[bytes]:
         """Yield what a container wrote; to `follow` is to go on until it has ended for good."""
-        pod = self._pod(name)
-        names = [each.name for each in pod.status().containers]
-        if container not in names:
-            raise SourceMissing(f"there is no container {container} in pod {name}", names)
+        pod = self._pod_with(name, container)
         return _follow(pod, container) if follow else _read(pod, container)
+
+    def piece(self, name: str, container: str, offset: int, most: int, last: int | None = None) -> tuple[int, bytes]:
+        """Return a piece, of `most` bytes, of what a container wrote so far behind `offset`, and where the next one begins.
+
+        Of that it is the beginning; with `last` no more than so many bytes stand before the end, as it is now, and what is before
+        these is left out. An offset behind the end is the end.
+        """
+        with _log(self._pod_with(name, container), container) as file:
+            size = os.fstat(file.fileno()).st_size
+            begin = min(max(offset, 0 if last is None else size - last), size)
+            file.seek(begin)
+            found = file.read(most)
+        return begin + len(found), found
 
     def coordination(self, name: str) -> str:
         """Return where a pod's coordination directory is: the emptyDir in which participants have met. "" where there is none."""
@@ -281,6 +291,14 @@ class LedRunner:
             raise Unreachable(f"pod {pod.name} cannot be begun: {error.strerror}") from None
         if ran.returncode:
             raise Unreachable(f"pod {pod.name} cannot be begun: {pod.why()}")
+
+    def _pod_with(self, name: str, container: str) -> Folder:
+        """Return the folder of one of this runner's pods that has such a container."""
+        pod = self._pod(name)
+        names = [each.name for each in pod.status().containers]
+        if container not in names:
+            raise SourceMissing(f"there is no container {container} in pod {name}", names)
+        return pod
 
     def _pod(self, name: str) -> Folder:
         """Return the folder of one of this runner's pods."""

@@ -34,6 +34,10 @@ class Machine:
         """Yield what a container wrote."""
         return self._of(name).logs(name, container, follow=follow)
 
+    def piece(self, name: str, container: str, offset: int, most: int, last: int | None = None) -> tuple[int, bytes]:
+        """Return a piece of what a container wrote, and where the next one begins (see LedRunner)."""
+        return self._of(name).piece(name, container, offset, most, last)
+
     def coordination(self, name: str) -> str:
         """Return where a pod's coordination directory is, "" where none of its volumes is one."""
         return self._of(name).coordination(name)

@@ -130,11 +130,16 @@ _SESSIONS: Schema = {
     },
     "/v1/sessions/{name}/logs/{container}": {
         "get": _said(
-            "What a container wrote so far, in all its lives.",
-            {200: ("As written, behind `offset`, or a piece of that.", _LOG)},
+            "What a container wrote so far, in all its lives; X-Next-Offset is where the next piece begins.",
+            {200: ("As written, behind `offset`, no more than the `last` bytes of it, or a piece of that.", _LOG)},
             400,
             404,
-            parameters=[_POD, _named("container"), _named("offset", "query", _NUMBER, needed=False)],
+            parameters=[
+                _POD,
+                _named("container"),
+                _named("offset", "query", _NUMBER, needed=False),
+                _named("last", "query", _NUMBER, needed=False),
+            ],
         )
     },
     "/v1/sessions/{name}/coordination": {

@@ -297,8 +297,8 @@ const post = (action) => reach(action.href, {
 });
 
 const TAIL = 1 << 16;
-function cut(text) {
-  return text.length > TAIL ? "… (only the end is shown)\n" + text.slice(-TAIL) : text;
+function cut(text, more = false) {
+  return more || text.length > TAIL ? "… (only the end is shown)\n" + text.slice(-TAIL) : text;
 }
 async function tail(path, box) {  // the end of what somebody wrote, read as it comes
   const reader = (await reach(path)).body.pipeThrough(new TextDecoderStream()).getReader();
@@ -307,7 +307,24 @@ async function tail(path, box) {  // the end of what somebody wrote, read as it 
     text += value;
     if (text.length > 4 * TAIL) { text = text.slice(-TAIL); more = true; }
   }
-  fill(box, more ? cut(" ".repeat(TAIL) + text) : cut(text));
+  fill(box, cut(text, more));
+}
+function endOf(path) {  // the same, asked for from where it was read to, and never more than the end of that
+  let next = 0, text = "", more = false, decoder;
+  return async (box) => {
+    const answer = await reach(path + "?offset=" + next + "&last=" + TAIL);
+    const piece = await answer.arrayBuffer(), behind = Number(answer.headers.get("X-Next-Offset"));
+    if (!decoder || behind - piece.byteLength !== next) {
+      more = behind > piece.byteLength;
+      text = "";
+      decoder = new TextDecoder();
+    }
+    next = behind;
+    text += decoder.decode(piece, {stream: true});
+    more = more || text.length > TAIL;
+    text = text.slice(-TAIL);
+    fill(box, cut(text, more));
+  };
 }
 function fill(box, text) {
   const down = box.scrollTop + box.clientHeight >= box.scrollHeight - 4;
@@ -640,7 +657,7 @@ function drawSession(node, session) {
 }
 function freshContainer(session, container) {
   const path = "v1/sessions/" + encodeURIComponent(session.name) + "/logs/" + encodeURIComponent(container.name);
-  const details = disclosure((box) => tail(path, box)), state = make("span", {className: "word"});
+  const details = disclosure(endOf(path)), state = make("span", {className: "word"});
   details.firstElementChild.append(make("b"), " ", state, " ", make("span", {className: "quiet"}));
   set(details.lastElementChild, "role", "group");
   set(details.lastElementChild, "aria-label", "Log of " + container.name);

@@ -4,7 +4,9 @@
     POST   /v1/sessions                          {pod: its manifest} -> 201, and Location
     GET    /v1/sessions/{name}
     DELETE /v1/sessions/{name}[?grace=SECONDS]   ended and removed; how it ended
-    GET    /v1/sessions/{name}/logs/{container}[?offset=BYTES]   what it wrote so far behind that, or a piece of it
+    GET    /v1/sessions/{name}/logs/{container}[?offset=BYTES][&last=BYTES]
+                                                 what it wrote so far behind `offset`, no more than the `last` of it, or a piece
+                                                 of that; X-Next-Offset is where the next one begins
     GET    /v1/sessions/{name}/coordination      who is how far and waits for whom, as `sidecar status --json`
 
 What a session writes can be without end, so it is asked for in pieces; who follows one asks again.
@@ -12,7 +14,7 @@ What a session writes can be without end, so it is asked for in pieces; who foll
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
@@ -64,17 +66,6 @@ def coordination_of(machine: Machine, name: str) -> dict[str, Any]:
         return {**look(directory).as_json(), "directory": name}
 
 
-def _behind(written: Iterator[bytes], offset: int) -> bytes:
-    """Return what is written behind so many bytes, or a piece of that."""
-    found = bytearray()
-    for each in written:
-        found += each[offset:]
-        offset = max(0, offset - len(each))
-        if len(found) >= _PIECE:
-            break
-    return bytes(found)
-
-
 def _grace(said: str | None) -> float | None:
     """Return how long containers are given; None leaves that to their pod."""
     if said is None:
@@ -124,9 +115,11 @@ class _Sessions:
 
     async def logs(self, request: Request) -> Response:
         name, container = request.path_params["name"], request.path_params["container"]
-        offset = number_of(request.query_params.get("offset"), "offset")
-        found = await run_in_threadpool(lambda: _behind(self._machine.logs(name, container), offset))
-        return Response(found, media_type="application/octet-stream")
+        said = request.query_params
+        offset = number_of(said.get("offset"), "offset")
+        last = number_of(said["last"], "last") if "last" in said else None
+        behind, found = await run_in_threadpool(self._machine.piece, name, container, offset, _PIECE, last)
+        return Response(found, headers={"X-Next-Offset": str(behind)}, media_type="application/octet-stream")
 
     async def coordination(self, request: Request) -> Response:
         return Told(await run_in_threadpool(coordination_of, self._machine, request.path_params["name"]))
