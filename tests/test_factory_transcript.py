@@ -94,6 +94,7 @@ def test_the_last_error_is_buildahs_own() -> None:
 
 def test_a_build_that_was_killed_tells_where() -> None:
     assert after("STEP 1/2: FROM x\n").error(0, 9) == "buildah was ended by signal 9, at STEP 1/2: FROM x"
+    assert after("STEP 1/2: FROM x\n").error(137) == "buildah was ended by signal 9, at STEP 1/2: FROM x"
 
 
 def test_a_push_is_as_far_as_its_parts() -> None:

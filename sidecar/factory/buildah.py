@@ -4,12 +4,12 @@
         factory/containers.conf   limits that this machine can set
         factory/storage.conf      the store and its driver
         factory/lock              shared by whoever builds, taken alone by whoever removes what is left
-        factory/builds/<random>   the temporary files of one build or push; removed when buildah has ended by itself
+        factory/builds/<random>   the temporary files of one build or push; removed when buildah has done what it was to do
         factory/run-<boot>        what the store takes to be gone after a reboot
 
 Needs root. A build has mounts and processes of its own, in namespaces: whatever ends buildah or whoever began it, nothing of it
-goes on. What a build leaves that was killed is a container in the store, and its folder in `builds`, which tells of that. Nobody
-else has containers in this store: so when nobody builds, all of them are removed.
+goes on. What a build leaves that was killed, itself or with its builder, is a container in the store, and its folder in `builds`,
+which tells of that. Nobody else has containers in this store: so when nobody builds, all of them are removed.
 
 Commands are isolated by chroot, which needs no runtime and no limits that a machine may not let us set. The driver is overlay,
 where that works, or vfs, which copies each layer; a store keeps the one that it began with.
@@ -32,7 +32,9 @@ from sidecar.factory.definition import Definition, Recipe
 from sidecar.factory.model import Provider, Target
 
 _FOLDER = "factory"
-_ALONE = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child")
+_OWN_MOUNTS = ("unshare", "--mount")
+# The shell tells by which signal buildah was ended, which unshare does not: it would have to end by the same one.
+_ALONE = (*_OWN_MOUNTS, "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-c", '"$@"; exit $?', "sh")
 _DRIVERS = ("overlay", "vfs")
 # podman and buildah allow themselves at most so many.
 _PROCESSES = 32768
@@ -205,7 +207,7 @@ class Buildah:
         try:
             # It mounts the store on itself, and leaves that so: in a namespace that is gone with it.
             ran = subprocess.run(
-                [*_ALONE[:2], "buildah", *arguments],
+                [*_OWN_MOUNTS, "buildah", *arguments],
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -248,4 +250,4 @@ def shown(command: Sequence[str]) -> str:
     """Return a command as the log tells it."""
     import shlex
 
-    return shlex.join(each for each in command if each not in _ALONE)
+    return shlex.join(command[len(_ALONE) :] if tuple(command[: len(_ALONE)]) == _ALONE else command)

@@ -53,6 +53,10 @@ class _Transcript:
         """Take what was said last for a line, although it has no end."""
         self._whole()
 
+    def _killed(self, status: int) -> int:
+        """Return the signal that ended buildah, as a shell tells it; 0 where it ended by itself: then it says why."""
+        return status - 128 if 128 < status < 128 + 65 and not self._said else 0
+
     def _why(self, status: int) -> str:
         # Without an error of its own it may not even have begun: then what was said last tells why.
         return shown(self._said or ("" if self.activity else self._last), _TOLD) or f"buildah ended with status {status}"
@@ -86,7 +90,7 @@ class BuildTranscript(_Transcript):
     def error(self, status: int, signal: int = 0) -> str:
         """Return why a build that ended so is none: the step that failed, and how."""
         self.end()
-        if signal:
+        if signal := signal or self._killed(status):
             return f"buildah was ended by signal {signal}{self._at()}"
         if match := _FAILED_AT.fullmatch(self._said):
             return f"{self.activity or 'STEP ' + shown(match[1])}: {shown(match[2], _TOLD)}"
@@ -127,6 +131,7 @@ class PushTranscript(_Transcript):
     def error(self, status: int, signal: int = 0) -> str:
         """Return why a push that ended so is none."""
         self.end()
+        signal = signal or self._killed(status)
         return f"buildah was ended by signal {signal}" if signal else self._why(status)
 
     def _take(self, line: str) -> None:
