@@ -184,6 +184,15 @@ def test_folders_with_a_containerfile_are_found_and_hidden_ones_and_links_are_no
     assert containerfiles(str(tmp_path)) == {"a": "Containerfile", "b/c": "Dockerfile", "elsewhere": "Dockerfile"}
 
 
+@pytest.mark.parametrize("sign", ["overlay-images", "vfs-images", "state.sqlite3", "oci-layout"])
+def test_no_folder_is_an_image_in_which_a_factory_keeps_images_or_records(tmp_path: Path, sign: str) -> None:
+    for name in ("app/inner", "kept", "kept/overlay/ab/diff/src", "kept-not"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "Containerfile").touch()
+    (tmp_path / "kept" / sign).touch()
+    assert set(containerfiles(str(tmp_path))) == {"app/inner", "kept-not"}
+
+
 def test_this_projects_images_are_of_this_version_and_each_folder_is_one() -> None:
     top = Path(__file__).parent.parent
     definition = open_definition(str(top / "images" / "factory.yaml"))

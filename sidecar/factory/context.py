@@ -31,6 +31,8 @@ _CHUNK = 1 << 20
 # All patterns are held against each path; of how many characters it is remembered what classes they are in.
 _LONGEST = 1 << 16
 _KNOWN = 1024
+# What only a store of images, a folder of records, and a layout hold.
+_KEPT = frozenset(("overlay-images", "vfs-images", "state.sqlite3", "oci-layout"))
 _IGNORES = (".containerignore", ".dockerignore")
 _MOUNT = re.compile(r"--mount=(\S+)")
 _KINDS = {stat.S_IFIFO: b"p", stat.S_IFSOCK: b"s", stat.S_IFCHR: b"c", stat.S_IFBLK: b"b"}
@@ -52,9 +54,16 @@ def open_definition(path: str) -> Definition:
 
 
 def containerfiles(folder: str) -> dict[str, str]:
-    """Return the folders below that hold a Containerfile, by their relative path, and what it is called; hidden ones are not."""
+    """Return the folders below that hold a Containerfile, by their relative path, and what it is called.
+
+    Hidden folders are not looked into, nor those that hold what a factory keeps: the files of images may be anything.
+    """
     found: dict[str, str] = {}
-    for at, _, names in _walk(folder, _visible):
+    kept: list[str] = []
+    for at, _, names in _walk(folder, lambda path: _visible(path) and path.rpartition("/")[0] not in kept):
+        if at and not _KEPT.isdisjoint(names):
+            kept.append(at)
+            continue
         for name in CONTAINERFILES:
             if at and name in names and stat.S_ISREG(names[name].st_mode):
                 found.setdefault(at, name)
