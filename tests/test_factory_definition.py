@@ -136,6 +136,38 @@ def test_a_folder_without_a_name_for_an_image_is_to_be_given_one() -> None:
     assert list(read("images: {app: {directory: My App}}", {"My App": "Containerfile"}).images) == ["app"]
 
 
+ALIKE = {"a-b": "Containerfile", "a/b": "Containerfile"}
+
+
+def test_no_two_folders_are_one_image_unless_only_one_of_them_is_left_with_the_name() -> None:
+    assert faults("", ALIKE) == [
+        "factory.yaml line 1: images: the folders a-b and a/b have the same name: give them others, with `directory`"
+    ]
+    assert faults("images:\n  a-b: {target: docker}", ALIKE) == [
+        "factory.yaml line 2: images.a-b: expected its directory: a-b and a/b have this name"
+    ]
+    assert faults("images:\n  a-b: {directory: a/b}", ALIKE) == [
+        "factory.yaml line 2: images.a-b: a-b has this name too: give that another one"
+    ]
+    for other, left in (("a/b", "a-b"), ("a-b", "a/b")):
+        for more in ("", ", a-b: {target: docker}"):
+            images = read(f"images: {{other: {{directory: {other}}}{more}}}", ALIKE).images
+            assert {name: recipe.context for name, recipe in images.items()} == {
+                "a-b": f"/top/images/{left}",
+                "other": f"/top/images/{other}",
+            }
+
+
+def test_a_base_that_is_called_something_else_is_told_with_its_line() -> None:
+    assert faults("images:\n  php: {directory: runtimes/php}\n  app: {base: runtimes-php}") == [
+        "factory.yaml line 3: images.app.base: runtimes-php is called php here"
+    ]
+    assert read("images: {php: {directory: runtimes/php}, app: {base: php}}").bases("app") == ["php"]
+    # A folder may be several images, one of them by its own name.
+    both = read("images: {php: {directory: runtimes/php}, runtimes-php: {target: docker}, app: {base: runtimes-php}}")
+    assert both.bases("app") == ["runtimes-php"]
+
+
 def test_what_is_not_there_is_told_with_what_is() -> None:
     definition = read("")
     with pytest.raises(SourceMissing, match="there is no image other; there is app, runtimes-php, web") as raised:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -174,10 +174,21 @@ def _images(document: Document, node: yaml.Node | None, folder: str, found: Mapp
                 document.fault(at, f"images.{name}", "expected a name of small letters and digits, with . _ and - between them")
             else:
                 given[name] = at, document.known(value, _IMAGE_KEYS)
-    names = {path.replace("/", "-"): path for path in found}
+    names: dict[str, list[str]] = {}
+    for path in found:
+        names.setdefault(path.replace("/", "-"), []).append(path)
+    elsewhere = {posixpath.normpath(said) for said in map(_directory, (entry for _, entry in given.values())) if said}
     recipes = {}
     for name, (at, entry) in given.items():
-        where = document.scalar(entry["directory"], f"images.{name}.directory") if "directory" in entry else names.get(name)
+        paths = names.get(name, [])
+        if len(paths) > 1:
+            # Of several folders of this name it is the one that is called nothing else.
+            paths = [path for path in paths if path not in elsewhere]
+        if "directory" not in entry and len(paths) > 1:
+            document.fault(at, f"images.{name}", f"expected its directory: {' and '.join(paths)} have this name")
+            taken.update(dict.fromkeys(paths, name))
+            continue
+        where = document.scalar(entry["directory"], f"images.{name}.directory") if "directory" in entry else "".join(paths)
         path = posixpath.normpath(where or "")
         file = found.get(path) or (look(path) if where else "")
         if not where or not file:
@@ -187,27 +198,39 @@ def _images(document: Document, node: yaml.Node | None, folder: str, found: Mapp
             document.fault(at, f"images.{name}", problem)
             continue
         taken[path] = name
-        recipes[name] = _recipe(document, name, entry, folder, path, file, [*given, *names])
-    for name, path in names.items():
-        if path not in taken:
-            if name in recipes:
-                document.fault(given[name][0], f"images.{name}", f"{path} has this name too: give that another one")
-            elif not _NAME.fullmatch(name) or len(name) > 128:
-                _unnamed(document, node, path)
-            else:
-                recipes[name] = Recipe(name, _path(folder, f"{path}/{found[path]}"), _path(folder, path))
+        recipes[name] = _recipe(document, name, entry, folder, path, file)
+    for name, paths in names.items():
+        left = [path for path in paths if path not in taken]
+        if len(left) > 1:
+            problem = f"the folders {' and '.join(left)} have the same name: give them others, with `directory`"
+            document.fault(_somewhere(node), "images", problem)
+        elif left and name in recipes:
+            document.fault(given[name][0], f"images.{name}", f"{left[0]} has this name too: give that another one")
+        elif left and (not _NAME.fullmatch(name) or len(name) > 128):
+            problem = f"the folder {left[0]!r} has no name that an image may have: give it one, with `directory`"
+            document.fault(_somewhere(node), "images", problem)
+        elif left:
+            recipes[name] = Recipe(name, _path(folder, f"{left[0]}/{found[left[0]]}"), _path(folder, left[0]))
+    for name, recipe in recipes.items():
+        if recipe.base in recipes or recipe.base in given:
+            recipes[name] = replace(recipe, of_ours=True)
+        elif called := [taken[path] for path in names.get(recipe.base, []) if path in taken]:
+            document.fault(given[name][1]["base"], f"images.{name}.base", f"{recipe.base} is called {' and '.join(called)} here")
     _check_bases(document, recipes, given)
     return dict(sorted(recipes.items()))
 
 
-def _unnamed(document: Document, node: yaml.Node | None, path: str) -> None:
-    at = node if node is not None else yaml.ScalarNode("", "", yaml.Mark("", 0, 0, 0, None, 0))
-    document.fault(at, "images", f"the folder {path!r} has no name that an image may have: give it one, with `directory`")
+def _directory(entry: Mapping[str, yaml.Node]) -> str:
+    node = entry.get("directory")
+    return node.value if isinstance(node, yaml.ScalarNode) else ""
 
 
-def _recipe(
-    document: Document, name: str, entry: Mapping[str, yaml.Node], folder: str, path: str, file: str, ours: list[str]
-) -> Recipe:
+def _somewhere(node: yaml.Node | None) -> yaml.Node:
+    """Return where a fault is that no line has: that of all images, or the first line."""
+    return node if node is not None else yaml.ScalarNode("", "", yaml.Mark("", 0, 0, 0, None, 0))
+
+
+def _recipe(document: Document, name: str, entry: Mapping[str, yaml.Node], folder: str, path: str, file: str) -> Recipe:
     key = f"images.{name}"
 
     def scalar(part: str, default: str) -> str:
@@ -230,9 +253,8 @@ def _recipe(
         _path(folder, f"{path}/{file}"),
         _path(folder, scalar("context", path)),
         base,
-        base in ours,
-        arguments,
-        checked,
+        arguments=arguments,
+        target=checked,
     )
 
 
