@@ -22,6 +22,7 @@ _logger = logging.getLogger(__name__)
 # How much of what is refused is read, in bytes.
 _HEARD = 1 << 20
 _ESTABLISHED = "01"
+_KNOWN = 1024
 
 
 class TooLarge(Exception):
@@ -39,6 +40,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str, open_to_all: Sequence[str], own: bool = False) -> None:
         self._app, self._token, self._open, self._own = app, token.encode(), frozenset(open_to_all), own
+        self._known: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +66,7 @@ class Guard:
             await _refuse(receive, say, 401, "Authorization", "expected a bearer token that is known here")
         elif not self._token and (problem := _of_another_page(scope)):
             await _refuse(receive, say, 403, problem, "is another page's, and there is no token here that it could know")
-        elif self._own and not self._token and not _is_ours(scope):
+        elif self._own and not self._token and not _is_ours(scope, self._known):
             await _refuse(receive, say, 403, "", "is another user's, and there is no token here that they could know")
         else:
             await self._app(scope, receive, say)
@@ -108,17 +110,24 @@ def _of_another_page(scope: Scope) -> str:
     return "Origin" if origin is not None and _parts(origin).netloc != host else ""
 
 
-def _is_ours(scope: Scope) -> bool:
+def _is_ours(scope: Scope, known: set[str]) -> bool:
     """Tell whether the other end of a connection is a process of this user's or root's, which stands where this one does.
 
     What is in a sandbox or a container of ours is the same user to the kernel, and on the loopback of the same machine; it is
-    told by its PID namespace. Of a socket that was closed the kernel says that it is root's, so its process is looked for, too.
+    told by its PID namespace. Of a socket that was closed the kernel says that it is root's, so its process is looked for, too:
+    once for each socket, which are `known` then, for that takes milliseconds.
     """
     client, server = scope.get("client"), scope.get("server")
     if client is None or server is None:
         return False
     socket = _socket_of(client, server)
-    return socket is not None and _is_held_here(f"socket:[{socket}]")
+    if socket is None:
+        return False
+    if socket not in known and _is_held_here(f"socket:[{socket}]"):
+        if len(known) >= _KNOWN:
+            known.clear()
+        known.add(socket)
+    return socket in known
 
 
 def _socket_of(client: tuple[str, int], server: tuple[str, int]) -> str | None:
