@@ -122,7 +122,7 @@ class RecordsContract:
     def test_what_is_asked_for_is_pending_and_is_the_same_for_who_asks_again(self, records: Records) -> None:
         work = records.ask(APP, 7)
         assert work == replace(Work(work.id, "build", "app", "oci", "blake3:1", "PENDING"), site=HERE, labels=APP.labels, asked=7)
-        assert records.ask(replace(APP, labels={}), 8) == work
+        assert records.ask(replace(APP, labels=dict([*APP.labels.items()][::-1])), 8) == work
         assert records.get(work.id) == work
         assert records.waiting(HERE) == 1
         push = records.ask(PUSH, 9)
@@ -193,6 +193,7 @@ class RecordsContract:
         assert records.find(status=("FAILED", "COMPLETE")) == [b]
         assert records.latest("push", "app", HERE, "here") == c
         assert records.latest("push", "app", HERE, "there") is None
+        assert records.latest("push", "app", HERE, "here", status="COMPLETE") is None
         later = records.ask(replace(APP, content="blake3:3"), 5)
         assert records.latest("build", "app", HERE) == later
         assert records.latest("build", "app", HERE, content="blake3:1") == a

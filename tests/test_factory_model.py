@@ -24,19 +24,26 @@ def test_what_has_changed_since_is_stale_and_what_is_gone_is_missing() -> None:
 
 
 def test_a_provider_that_says_nothing_is_never_said_to_lack_an_image() -> None:
-    assert presence(PUSH, Found(unreachable="refused"), BUILD, "content") == "unreachable"
-    assert presence(None, Found(unreachable="refused"), None, "content") == "unreachable"
-    assert presence(PUSH, Found(), BUILD, "content") == "absent"
+    assert presence(PUSH, PUSH, Found(unreachable="refused"), BUILD, "content") == "unreachable"
+    assert presence(None, None, Found(unreachable="refused"), None, "content") == "unreachable"
+    assert presence(PUSH, PUSH, Found(), BUILD, "content") == "absent"
 
 
 def test_what_is_there_is_pushed_changed_or_stale() -> None:
-    assert presence(PUSH, THERE, BUILD, "content") == "pushed"
-    assert presence(PUSH, Found("sha256:2"), BUILD, "content") == "changed"
-    assert presence(None, THERE, BUILD, "content") == "changed"
-    assert presence(replace(PUSH, status="FAILED"), THERE, BUILD, "content") == "changed"
-    assert presence(PUSH, THERE, replace(BUILD, id=3), "content") == "stale"
-    assert presence(PUSH, THERE, BUILD, "touched") == "stale"
-    assert presence(replace(PUSH, status="PUSHING"), Found(), BUILD, "content") == "pushing"
+    assert presence(PUSH, PUSH, THERE, BUILD, "content") == "pushed"
+    assert presence(PUSH, PUSH, Found("sha256:2"), BUILD, "content") == "changed"
+    assert presence(None, None, THERE, BUILD, "content") == "changed"
+    assert presence(PUSH, PUSH, THERE, replace(BUILD, id=3), "content") == "stale"
+    assert presence(PUSH, PUSH, THERE, BUILD, "touched") == "stale"
+    assert presence(replace(PUSH, status="PUSHING"), None, Found(), BUILD, "content") == "pushing"
+
+
+def test_a_push_that_has_failed_has_put_nothing_there() -> None:
+    failed = replace(PUSH, id=5, status="FAILED", digest="")
+    assert presence(failed, None, THERE, BUILD, "content") == "changed"
+    assert presence(failed, PUSH, THERE, BUILD, "content") == "pushed"
+    assert presence(replace(failed, build=4), PUSH, THERE, replace(BUILD, id=4), "content") == "stale"
+    assert presence(failed, PUSH, Found("sha256:2"), BUILD, "content") == "changed"
 
 
 def test_offered_is_what_makes_sense() -> None:
@@ -56,11 +63,15 @@ def test_offered_is_what_makes_sense() -> None:
     assert offers("app", "COMPLETE", BUILD, lacking) == (Action("push", "app", "here", 1), Action("push", "app", "archive", 1))
 
 
-def test_builds_are_one_for_image_content_and_target_pushes_for_build_and_provider() -> None:
-    build = Asked("build", "app", "oci", "content", "site", labels={"a": "b"})
-    assert build.same == replace(build, labels={}).same
-    assert len({build.same, replace(build, target="docker").same, replace(build, content="other").same}) == 3
+def test_builds_are_one_for_image_content_target_and_labels_pushes_for_build_and_provider() -> None:
+    build = Asked("build", "app", "oci", "content", "site", labels={"a": "b", "c": "d"})
+    assert build.same == replace(build, labels={"c": "d", "a": "b"}).same
+    others = (replace(build, target="docker"), replace(build, content="other"), replace(build, labels={"a": "b"}))
+    assert (
+        len({each.same for each in (build, *others, replace(build, labels={}), replace(build, labels={"a": "c", "c": "d"}))}) == 6
+    )
     push = Asked("push", "app", "oci", "content", "site", "here", 1)
+    assert push.same == replace(push, labels={"a": "b"}).same
     assert len({push.same, replace(push, provider="there").same, replace(push, build=2).same}) == 3
 
 

@@ -273,17 +273,17 @@ def push(name: str, providers: tuple[str, ...], leaving: bool, factory: str, as_
 def status(number: int | None, watch: bool, factory: str, as_json: bool) -> int:
     """Tell how far builds and pushes are: the latest, or one of them. Python: factory.factory.Factory.works and work."""
     with _asked(factory) as asked:
-        works = asked.works()[:_LISTED] if number is None else [asked.work(number)]
+        works = asked.works() if number is None else [asked.work(number)]
         if watch:
             works = _waited(asked, [work for work in works if number is not None or not work.over])
     if watch:
         return _ended(works, as_json)
     if as_json:
-        print_json([work.as_json() for work in works] if number is None else works[0].as_json())
+        print_json([work.as_json() for work in works[:_LISTED]] if number is None else works[0].as_json())
     elif number is not None:
         print_table([row for row in _described(works[0]) if row[1]])
     elif works:
-        _print([("WORK", "KIND", "IMAGE", "PROVIDER", "STATUS", "%", "ASKED", "WHAT"), *map(_row, works)])
+        _print([("WORK", "KIND", "IMAGE", "PROVIDER", "STATUS", "%", "ASKED", "WHAT"), *map(_row, works[:_LISTED])])
     return OK
 
 

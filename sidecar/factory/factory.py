@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Self
 
-from sidecar.errors import ConfigurationError, Fault, ParametersError
+from sidecar.errors import ConfigurationError, Fault, ParametersError, Unreachable
 from sidecar.factory.builder import see_to
 from sidecar.factory.context import digest, digests, open_definition
 from sidecar.factory.definition import Definition
 from sidecar.factory.manifests import ours, parts, read_manifest
 from sidecar.factory.model import (
     TARGETS,
+    UNDER_WAY,
     Asked,
     At,
     Conflict,
@@ -46,6 +49,8 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,253}[A-Za-z0-9])?")
 _LABELS = 64
 _VALUE = 4096
 _OURS = "sidecar."
+# By provider and image.
+_Pushes = dict[tuple[str, str], tuple[Work | None, Work | None]]
 
 
 class Factory:
@@ -127,7 +132,7 @@ class Factory:
                 f"{name} is made for docker alone: in the other format it would lose what it says to whoever builds on it"
             )
         for base in definition.bases(name):
-            self._ask(definition, base, definition.image(base).target, {})
+            self._ask_for_base(definition, base)
         chosen: Target = "docker" if target == "docker" else recipe.target
         work = self._ask(definition, name, chosen, labels or {})
         see_to(self._site, self._records)
@@ -149,7 +154,7 @@ class Factory:
         if work.site != site:
             raise Conflict(f"build {build} of {work.image} is at {work.site}, where it can be pushed; this is {site}")
         definition.image(work.image)
-        if work.digest not in self._site.buildah(definition).images():
+        if work.digest not in self._there(definition):
             raise Conflict(f"what build {build} made is not there any more: build {work.image} again")
         latest = self._records.latest("push", work.image, site, provider)
         found = Found()
@@ -163,9 +168,13 @@ class Factory:
         return pushed
 
     def works(self, kind: Kind | str = "", image: str = "") -> list[Work]:
-        """Return the latest builds and pushes of all sites, newest first; of a kind and of an image, where that is said."""
+        """Return the latest builds and pushes of all sites, and all that wait or are under way, newest first; of a kind and of an
+        image, where that is said."""
         self._attend()
-        return self._records.find(kind, image)
+        # In this order: what ends meanwhile is as it ended.
+        works = {work.id: work for work in self._records.find(kind, image, UNDER_WAY, sys.maxsize)}
+        works |= {work.id: work for work in self._records.find(kind, image)}
+        return sorted(works.values(), key=lambda work: work.id, reverse=True)
 
     def work(self, number: int) -> Work:
         """Return a build or push as it is now; SourceMissing where there is none of that number."""
@@ -190,50 +199,93 @@ class Factory:
     def _ask(self, definition: Definition, name: str, target: Target, labels: Mapping[str, str]) -> Work:
         asked = Asked("build", name, target, digest(definition, name, target), self._site.name(), labels=labels)
         work = self._records.ask(asked, _now())
+        if work.status != "COMPLETE":
+            return work
+        newest, _ = self._newest(definition, name, digest(definition, name))
         # What is COMPLETE was there before: so whoever looks for it there looks afterwards.
-        if work.status == "COMPLETE" and work.digest not in self._site.buildah(definition).images():
-            work = self._records.ask(asked, _now(), anew=True)
+        there = self._there(definition)
+        # Where it was built with other labels since, that is what is pushed, and what others build on.
+        if newest is None or newest.id != work.id or work.digest not in there:
+            return self._records.ask(asked, _now(), anew=True)
+        if definition.local(name) not in there[work.digest]:
+            # Something else was built since, and that was taken back.
+            self._site.buildah(definition).run("tag", work.digest, definition.local(name))
         return work
+
+    def _ask_for_base(self, definition: Definition, name: str) -> None:
+        """Have an image built that another is built on, unless it is; with which labels is of no account."""
+        base = self._records.latest("build", name, self._site.name(), content=digest(definition, name))
+        if base is None or base.status == "FAILED" or (base.over and base.digest not in self._there(definition)):
+            self._ask(definition, name, definition.image(name).target, {})
+
+    def _newest(self, definition: Definition, name: str, content: str) -> tuple[Work | None, str]:
+        """Return the build that counts of an image with that content, and what the content is for the target of that build.
+
+        One of what is there now, if there is any: a change that is taken back needs no other build.
+        """
+        newest = self._records.latest("build", name, self._site.name())
+        if newest is None:
+            return None, content
+        other = newest.target != definition.image(name).target
+        now = digest(definition, name, newest.target) if other else content
+        if newest.content == now:
+            return newest, now
+        same = self._records.latest("build", name, self._site.name(), content=content)
+        return (same, content) if same is not None else (newest, now)
+
+    def _there(self, definition: Definition) -> Mapping[str, tuple[str, ...]]:
+        """Return the ids of the images that are there, each with its names."""
+        try:
+            return self._site.buildah(definition).images()
+        except OSError as error:
+            raise Unreachable(f"images cannot be looked at: {error.filename}: {error.strerror}") from None
 
     def _looked_at(self, definition: Definition, contents: Mapping[str, str]) -> list[Image]:
         if not contents:
             return []
-        site = self._site.name()
         pushes = self._pushes(definition, contents)
         for _ in range(_TRIES):
             found = self._found(definition, contents, definition.providers.values())
             # A push that has come to its end meanwhile has put something else there than was found.
             before, pushes = pushes, self._pushes(definition, contents)
-            if {key: work and work.over for key, work in before.items()} == {
-                key: work and work.over for key, work in pushes.items()
-            }:
+            if _ends(before) == _ends(pushes):
                 break
-        # Of what is there now, if there is any: a change that is taken back needs no other build.
-        builds = {
-            name: self._records.latest("build", name, site, content=content) or self._records.latest("build", name, site)
-            for name, content in contents.items()
-        }
+        builds = {name: self._newest(definition, name, content) for name, content in contents.items()}
         # Last: what is COMPLETE was there before.
-        there = self._site.buildah(definition).images()
+        there = self._there(definition)
         images = []
-        for name, content in contents.items():
-            build = builds[name]
+        for name, (build, content) in builds.items():
             status = image_status(build, content, build is not None and build.digest in there)
             at = tuple(
-                At(to, presence(push, found[to, name], build, content), found[to, name].digest, push, found[to, name].unreachable)
+                At(
+                    to,
+                    presence(push, put, found[to, name], build, content),
+                    found[to, name].digest,
+                    push,
+                    found[to, name].unreachable,
+                )
                 for to in definition.providers
-                for push in [pushes[to, name]]
+                for push, put in [pushes[to, name]]
             )
             images.append(Image(name, content, definition.image(name).target, status, build, at, offers(name, status, build, at)))
         return images
 
-    def _pushes(self, definition: Definition, names: Iterable[str]) -> dict[tuple[str, str], Work | None]:
-        site = self._site.name()
-        return {(to, name): self._records.latest("push", name, site, to) for name in names for to in definition.providers}
+    def _pushes(self, definition: Definition, names: Iterable[str]) -> _Pushes:
+        """Return the latest push of each image to each provider, and the latest of those that are COMPLETE."""
+        site, pushes = self._site.name(), {}
+        for to, name in product(definition.providers, names):
+            push = self._records.latest("push", name, site, to)
+            failed = push is not None and push.status == "FAILED"
+            pushes[to, name] = push, self._records.latest("push", name, site, to, status="COMPLETE") if failed else push
+        return pushes
 
     def _found(self, definition: Definition, names: Iterable[str], providers: Iterable[Provider]) -> dict[tuple[str, str], Found]:
         wanted = {to: {name: definition.reference(name, to) for name in names} for to in providers}
         return look(wanted, self._within)
+
+
+def _ends(pushes: _Pushes) -> dict[tuple[str, str], bool]:
+    return {key: push is not None and push.over for key, (push, _) in pushes.items()}
 
 
 def _note(definition: Definition, reference: str, image: Image) -> str:

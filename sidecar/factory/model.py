@@ -57,10 +57,11 @@ class Asked:
 
     @property
     def same(self) -> tuple[str, ...]:
-        """What two works have in common that are one: of a build site, image, content and target; of a push site, build and
-        provider."""
+        """What two works have in common that are one: of a build site, image, content, target and labels; of a push site, build
+        and provider."""
         if self.kind == "build":
-            return ("build", self.site, self.image, self.target, self.content)
+            labels = (part for label in sorted(self.labels.items()) for part in label)
+            return ("build", self.site, self.image, self.target, self.content, *labels)
         return ("push", self.site, str(self.build), self.provider)
 
 
@@ -228,8 +229,11 @@ def image_status(build: Work | None, content: str, there: bool) -> ImageStatus:
     return "COMPLETE" if there else "MISSING"
 
 
-def presence(push: Work | None, found: Found, build: Work | None, content: str) -> Presence:
-    """Return how an image is at a provider that says `found`; `push` is the latest there, `build` the newest of all.
+def presence(push: Work | None, put: Work | None, found: Found, build: Work | None, content: str) -> Presence:
+    """Return how an image is at a provider that says `found`.
+
+    `push` is the latest there, `put` the latest that is COMPLETE: one that has failed has put nothing there. `build` is the
+    newest of all.
 
     changed: something is there that we did not put there last. stale: what is there was not built of what the context holds now.
     """
@@ -239,9 +243,9 @@ def presence(push: Work | None, found: Found, build: Work | None, content: str) 
         return "unreachable"
     if not found.digest:
         return "absent"
-    if push is None or push.status != "COMPLETE" or push.digest != found.digest:
+    if put is None or put.digest != found.digest:
         return "changed"
-    return "pushed" if build is not None and (push.build, build.content) == (build.id, content) else "stale"
+    return "pushed" if build is not None and (put.build, build.content) == (build.id, content) else "stale"
 
 
 def offers(image: str, status: ImageStatus, build: Work | None, at: Sequence[At]) -> tuple[Action, ...]:

@@ -43,8 +43,10 @@ class Records(Protocol):
     def find(self, kind: Kind | str = "", image: str = "", status: Sequence[Status] = (), limit: int = 100) -> list[Work]:
         """Return works, newest first: of a kind, of an image, of any of those statuses; "" and () are all."""
 
-    def latest(self, kind: Kind, image: str, site: str, provider: str = "", content: str = "") -> Work | None:
-        """Return the newest work of a kind for an image at a site; to a provider, or of some content, where one is named."""
+    def latest(
+        self, kind: Kind, image: str, site: str, provider: str = "", content: str = "", status: Status | str = ""
+    ) -> Work | None:
+        """Return the newest work of a kind for an image at a site; to a provider, of a content or status, where one is named."""
 
     def waiting(self, site: str) -> int:
         """Return how many works of a site are PENDING."""

@@ -129,9 +129,11 @@ class SqlRecords(ABC):
         most = max(0, min(limit, _LARGEST))
         return [_work(row) for row in self._reading(f"{_SELECT} {which} ORDER BY id DESC LIMIT ?", *values, *status, most)]
 
-    def latest(self, kind: Kind, image: str, site: str, provider: str = "", content: str = "") -> Work | None:
+    def latest(
+        self, kind: Kind, image: str, site: str, provider: str = "", content: str = "", status: Status | str = ""
+    ) -> Work | None:
         """Return the newest work for an image."""
-        where: dict[str, str] = {"provider": provider, "content": content}
+        where: dict[str, str] = {"provider": provider, "content": content, "status": status}
         named = {"kind": kind, "image": _text(image), "site": _text(site)}
         named |= {name: _text(value) for name, value in where.items() if value}
         conditions = " AND ".join(f"{name} = ?" for name in named)
