@@ -35,6 +35,7 @@ from sidecar.once import Ledger
 from sidecar.session.folder import Folder
 from sidecar.session.local import LocalRunner
 from sidecar.session.machine import Machine
+from sidecar.session.podman import PodmanRunner
 from sidecar.session.runner import Runner
 from sidecar.web.client import Client
 from sidecar.web.serve import listen
@@ -216,6 +217,29 @@ def test_what_stands_before_a_piece_is_not_read(here: Here, client: httpx.Client
     assert (len(piece.content), piece.headers["X-Next-Offset"]) == (1 << 20, str(1 << 20))
 
 
+def test_a_server_is_sent_what_its_runner_takes_whichever_that_is(here: Here, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "run").write_text("#!/bin/sh\necho it runs\nexit 7\n")
+    (artifact / "run").chmod(0o755)
+    (tmp_path / "catalog.yaml").write_text(f'artifacts: {{it: {{image: "{artifact}", mountPath: /it, executable: ./run}}}}\n')
+    words = ["--image", "host", "--catalog", str(tmp_path / "catalog.yaml"), "--artifact", "it", "--wait"]
+
+    def start(url: str) -> tuple[int, str, str]:
+        command: list[str | Path] = [BIN / "sidecar", "--server", url, "session", "start", *words]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
+        return ran.returncode, ran.stdout, ran.stderr
+
+    assert start(here.url) == (7, "it runs\n", "")
+    # It looks for its podman once it takes the pod.
+    podman = PodmanRunner(here.sessions, podman=("no-such-podman",))
+    with served(application(Parts(here.state, Machine(here.sessions), lambda: podman))) as url:
+        status, out, told = start(url)
+        assert (status, out) == (78, "")
+        assert "no-such-podman is needed" in told
+        assert (Client(url).sessions.image_volumes, Client(here.url).sessions.image_volumes) == (False, True)
+
+
 # --- runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +384,7 @@ def test_another_user_who_closes_at_once_has_nothing_begun(here: Here, client: h
     head = f"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}Content-Length: {len(body)}\r\n\r\n"
     words = ["setpriv", "--reuid", "60000", "--regid", "60000", "--clear-groups", "/usr/bin/python3", "-I", "-c", CLOSE]
     subprocess.run([*words, here.url.rpartition(":")[2], head + body], check=True, cwd="/")
-    assert client.get("/v1/sessions").json() == {"sessions": []}
+    assert client.get("/v1/sessions").json()["sessions"] == []
 
 
 def test_what_is_in_a_sandbox_of_a_session_may_not_ask(here: Here, client: httpx.Client) -> None:

@@ -10,7 +10,6 @@ import click
 
 from sidecar.cli.server import server
 from sidecar.errors import UsageError
-from sidecar.session.compose import Delivery
 from sidecar.session.local import LocalRunner
 from sidecar.session.machine import Machine
 from sidecar.session.podman import PodmanRunner
@@ -20,8 +19,6 @@ from sidecar.state import state_folder
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 LOCAL, PODMAN, KUBERNETES = RUNNERS = ("local", "podman", "kubernetes")
-# What is composed where nothing else is asked for: images are directories here, and podman knows no volumes that are images.
-DELIVERED: Mapping[str, Delivery] = {LOCAL: "image", PODMAN: "copy", KUBERNETES: "copy"}
 
 # The options that only some runners have, with what they are called there.
 _OWN = {

@@ -23,7 +23,7 @@ from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
 from sidecar.cli.manifests import print_yaml
-from sidecar.cli.runners import DELIVERED, WHERE, begun, to_start, which_ran, which_runs
+from sidecar.cli.runners import WHERE, begun, to_start, which_ran, which_runs
 from sidecar.errors import (
     UNAVAILABLE,
     ConfigurationError,
@@ -78,7 +78,7 @@ def _request(function: Function) -> Function:
         ),
         click.option("--launch", type=click.Choice(LAUNCHES), default="last", show_default=True, help="Whose programs are run."),
         click.option(
-            "--delivery", type=click.Choice(DELIVERIES), help="How files get there.  [default: copy; image on this machine]"
+            "--delivery", type=click.Choice(DELIVERIES), help="How files get there.  [default: copy; image with the runner local]"
         ),
         click.option(
             "--user", metavar="UID", default="10001", show_default=True, help="Who all containers run as; `image`: as it says."
@@ -190,7 +190,8 @@ def start(
     """
     where = {key: asked.pop(key) for key in WHERE}
     runner = to_start(**where)
-    found = _composed(asked, delivery or DELIVERED[where["runner"]], session_id or str(uuid.uuid4()))
+    delivery = delivery or ("image" if runner.image_volumes else "copy")
+    found = _composed(asked, delivery, session_id or str(uuid.uuid4()))
     name = found.pod["metadata"]["name"]
     with _interrupted_by_signals():
         try:

@@ -44,6 +44,9 @@ class KubernetesRunner:
     again for up to `patience` seconds.
     """
 
+    # Many clusters take none yet, and which do is not to be asked.
+    image_volumes = False
+
     def __init__(
         self, namespace: str = "", *, client: Any = None, kubeconfig: str = "", context: str = "", patience: float = PATIENCE
     ) -> None:

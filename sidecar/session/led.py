@@ -55,6 +55,7 @@ class LedRunner:
 
     # The module of what begins its containers, by which its pods are told from others'.
     ENGINE = ""
+    image_volumes = False
 
     def __init__(self, folder: str) -> None:
         self.folder = os.path.abspath(folder)

@@ -31,6 +31,8 @@ class LocalRunner(LedRunner):
     """
 
     ENGINE = "sidecar.session.sandboxed"
+    # Images are directories here.
+    image_volumes = True
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class LocalRunner(LedRunner):
 
     def start(self, pod: Manifest) -> None:
         """Begin the pod, and return (see runner.Runner)."""
-        terms = Terms(claims=self.claims, user=os.getuid())
+        terms = Terms(images=self.image_volumes, claims=self.claims, user=os.getuid())
         asked = read_pod(pod, terms)
         images = self._images(asked)
         bwrap = shutil.which("bwrap")

@@ -104,7 +104,7 @@ class PodmanRunner(LedRunner):
 
     def start(self, pod: Manifest) -> None:
         """Begin the pod, and return (see runner.Runner). Images that are missing are pulled, where the pod says so."""
-        terms = Terms(privileges=True, images=False, own_command=True, claims=self.claims)
+        terms = Terms(privileges=True, images=self.image_volumes, own_command=True, claims=self.claims)
         asked = read_pod(pod, terms)
         if faults := [*missing_paths(asked), *_race(asked)]:
             raise ParametersError(faults)

@@ -48,6 +48,10 @@ class Status:
 class Runner(Protocol):
     """Where pods run. A name belongs to one pod, until that is stopped, also after it has ended."""
 
+    @property
+    def image_volumes(self) -> bool:
+        """Whether a volume may be an image wherever there is such a runner."""
+
     def start(self, pod: Manifest) -> None:
         """Begin the pod, and return.
 

@@ -211,6 +211,11 @@ class _Sessions:
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    @property
+    def image_volumes(self) -> bool:
+        """Whether a volume may be an image: that is as the server's runner is."""
+        return self._client.get("/v1/sessions", lambda told: bool(told["image_volumes"]))
+
     def start(self, pod: Manifest) -> None:
         """Begin the pod, and return."""
         self._client.ask("POST", "/v1/sessions", {"pod": pod})
@@ -249,7 +254,7 @@ class _Sessions:
         """End a pod, remove all that is of it, and return how it ended."""
         query = "" if grace is None else f"?grace={int(grace)}"
         path = f"/v1/sessions/{_said(name)}{query}"
-        return self._client.made(self._client.ask("DELETE", path, patience=_GRACE), _status)
+        return self._client.made(self._client.ask("DELETE", path, patience=_GRACE + (grace or 0)), _status)
 
 
 def _works(path: str, told: Mapping[str, Any]) -> list[Work]:

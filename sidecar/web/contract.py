@@ -106,7 +106,10 @@ _POD = _named("name")
 _SESSION = _json(_ref("Session"))
 _SESSIONS: Schema = {
     "/v1/sessions": {
-        "get": _said("The sessions of this machine.", {200: ("All, by name.", _json(_object(sessions=_list(_ref("Session")))))}),
+        "get": _said(
+            "The sessions of this machine, and whether a volume of the next one may be an image.",
+            {200: ("All, by name.", _json(_object(image_volumes={"type": "boolean"}, sessions=_list(_ref("Session")))))},
+        ),
         "post": _said(
             "Begin a session: its pod, as `sidecar session compose -o json` prints it.",
             {201: ("It has begun; Location says where it is.", _SESSION)},

@@ -1,6 +1,6 @@
 """The sessions of this machine over HTTP, and what their coordination directories tell.
 
-    GET    /v1/sessions                          how all stand
+    GET    /v1/sessions                          how all stand, and whether a volume of the next one may be an image
     POST   /v1/sessions                          {pod: its manifest} -> 201, and Location
     GET    /v1/sessions/{name}
     DELETE /v1/sessions/{name}[?grace=SECONDS]   ended and removed; how it ended
@@ -84,7 +84,8 @@ class _Sessions:
 
     async def all(self, _: Request) -> Response:
         found = await run_in_threadpool(self._machine.list)
-        return Told({"sessions": [session_as_json(each) for each in found]})
+        told = {"image_volumes": self._runner().image_volumes, "sessions": [session_as_json(each) for each in found]}
+        return Told(told)
 
     async def start(self, request: Request) -> Response:
         asked = await object_of(request, {"pod": dict})
