@@ -91,6 +91,26 @@ def test_a_containerfile_that_is_none_is_told(shop: Workshop) -> None:
     assert "localhost/nothing" in shop.built("app").error
 
 
+@pytest.mark.parametrize(
+    "entry", ["", "images: {app: {arguments: {LEVEL: 3}}}", "images: {app: {base: 'localhost:1/team/os:1'}}"]
+)
+def test_what_an_image_is_built_on_is_fetched_where_it_is_not_here(shop: Workshop, entry: str) -> None:
+    shop.define(entry)
+    shop.image("app", "", base="given")
+    if "base" not in entry:
+        (shop.contexts / "app" / "Containerfile").write_text("# not localhost/team\nFROM localhost:1/team/os:1\n")
+    assert "connection refused" in shop.built("app").error
+
+
+@pytest.mark.parametrize("steps", ["FROM localhost/team/os", "ARG ON=localhost/team/os\nFROM $ON", "FROM $GIVEN"])
+def test_what_can_only_be_of_this_machine_is_fetched_from_nowhere(shop: Workshop, steps: str) -> None:
+    shop.define("images: {app: {arguments: {GIVEN: localhost/team/os}}}")
+    (shop.image("app", "") / "Containerfile").write_text(f"ARG GIVEN\n{steps}\n")
+    work = shop.built("app")
+    assert "localhost/team/os: image not known" in work.error
+    assert b"Trying to pull" not in shop.records.log(work.id)
+
+
 def test_labels_are_written_into_the_image(shop: Workshop) -> None:
     shop.image("app", "")
     work = shop.built("app", labels={"team": 'a "b" $c\\', "sidecar.build": "forged"})

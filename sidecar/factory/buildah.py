@@ -28,7 +28,8 @@ from contextlib import contextmanager, suppress
 
 from sidecar import process
 from sidecar.errors import ConfigurationError, Unreachable
-from sidecar.factory.definition import Definition, Recipe
+from sidecar.factory.context import names_local
+from sidecar.factory.definition import LOCAL, Definition, Recipe
 from sidecar.factory.model import Provider, Target
 
 _FOLDER = "factory"
@@ -66,8 +67,9 @@ class Buildah:
     ) -> list[str]:
         """Return the command that builds an image; it leaves the image's id in the file `id_file`."""
         command = ["buildah", "build", "--layers", "--force-rm", "--isolation=chroot", f"--format={target}"]
-        # What is of this machine alone is nowhere else.
-        command.append("--pull-never" if base.startswith(("localhost/", "sha256:")) or not base else "--pull=false")
+        # What is of this machine alone is nowhere else: a server that happens to be here shall not be asked for it.
+        here = base.startswith((f"{LOCAL}/", "sha256:")) or names_local(recipe)
+        command.append("--pull-never" if here else "--pull=false")
         if definition.timestamp is not None:
             command.append(f"--timestamp={definition.timestamp}")
         command += [f"--volume={outside}:{inside}:ro" for outside, inside in definition.volumes]

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from blake3 import blake3
 
 from sidecar.errors import Fault, ParametersError, SourceMissing, Unreachable
-from sidecar.factory.definition import CONTAINERFILES, Definition, Recipe, read_definition
+from sidecar.factory.definition import CONTAINERFILES, LOCAL, Definition, Recipe, read_definition
 
 # Text that is read whole, and how deep folders are followed: each takes a descriptor.
 _LIMIT = 1 << 20
@@ -34,6 +34,7 @@ _KNOWN = 1024
 # What only a store of images, a folder of records, and a layout hold.
 _KEPT = frozenset(("overlay-images", "vfs-images", "state.sqlite3", "oci-layout"))
 _IGNORES = (".containerignore", ".dockerignore")
+_LOCAL = re.compile(rf"^(?!\s*#).*(?<![\w./:-]){LOCAL}/", re.MULTILINE)
 _MOUNT = re.compile(r"--mount=(\S+)")
 _KINDS = {stat.S_IFIFO: b"p", stat.S_IFSOCK: b"s", stat.S_IFCHR: b"c", stat.S_IFBLK: b"b"}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -89,6 +90,12 @@ def ignore_file(recipe: Recipe) -> str:
     """Return the path of the file that says what of a context is left out: the Containerfile's or the context's; "" for none."""
     places = [recipe.file + each for each in _IGNORES] + [os.path.join(recipe.context, each) for each in _IGNORES]
     return next((path for path in places if _is_file(path)), "")
+
+
+def names_local(recipe: Recipe) -> bool:
+    """Tell whether a Containerfile, or what it is given, names an image that can only be of this machine."""
+    said = [_text(recipe.file).decode(errors="replace"), *recipe.arguments.values()]
+    return any(_LOCAL.search(each) for each in said)
 
 
 def _digest(definition: Definition, name: str, seen: dict[tuple[str, str], str], target: str = "") -> str:
