@@ -6,22 +6,19 @@ import hmac
 import ipaddress
 import json
 import logging
-import os
-import struct
-import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sidecar.web.peer import is_held_here, socket_of
+
 _logger = logging.getLogger(__name__)
 # How much of what is refused is read, in bytes.
 _HEARD = 1 << 20
-_ESTABLISHED = "01"
 _KNOWN = 1024
 
 
@@ -40,7 +37,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str, open_to_all: Sequence[str], own: bool = False) -> None:
         self._app, self._token, self._open, self._own = app, token.encode(), frozenset(open_to_all), own
-        self._known: set[str] = set()
+        self._known: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,81 +107,20 @@ def _of_another_page(scope: Scope) -> str:
     return "Origin" if origin is not None and _parts(origin).netloc != host else ""
 
 
-def _is_ours(scope: Scope, known: set[str]) -> bool:
-    """Tell whether the other end of a connection is a process of this user's or root's, which stands where this one does.
+def _is_ours(scope: Scope, known: set[int]) -> bool:
+    """Tell whether the other end of a connection is a process of this user's or root's, beside this one.
 
-    What is in a sandbox or a container of ours is the same user to the kernel, and on the loopback of the same machine; it is
-    told by its PID namespace. Of a socket that was closed the kernel says that it is root's, so its process is looked for, too:
-    once for each socket, which are `known` then, for that takes milliseconds.
+    Its process is looked for once for each socket, which are `known` then: that takes milliseconds.
     """
     client, server = scope.get("client"), scope.get("server")
-    if client is None or server is None:
+    inode = socket_of(client, server) if client and server else None
+    if inode is None:
         return False
-    socket = _socket_of(client, server)
-    if socket is None:
-        return False
-    if socket not in known and _is_held_here(f"socket:[{socket}]"):
+    if inode not in known and is_held_here(inode):
         if len(known) >= _KNOWN:
             known.clear()
-        known.add(socket)
-    return socket in known
-
-
-def _socket_of(client: tuple[str, int], server: tuple[str, int]) -> str | None:
-    """Return the inode of the open socket of this user's or root's with these addresses; None where there is none."""
-    for table, sought in (
-        ("tcp", _pair(client, server)),
-        ("tcp6", _pair(client, server)),
-        ("tcp6", _pair(client, server, _MAPPED)),
-    ):
-        try:
-            with open(f"/proc/net/{table}") as file:
-                for line in file:
-                    said = line.split()
-                    if said[1:3] == sought:
-                        ours = said[3] == _ESTABLISHED and int(said[7]) in (0, os.geteuid())
-                        return said[9] if ours else None
-        except OSError:
-            pass
-    return None
-
-
-def _is_held_here(socket: str) -> bool:
-    """Tell whether a process of this PID namespace has that socket; the newest are asked first."""
-    here = os.stat("/proc/self/ns/pid").st_ino
-    for pid in sorted((int(each) for each in os.listdir("/proc") if each.isdecimal()), reverse=True):
-        if socket in _opened(pid):
-            try:
-                return os.stat(f"/proc/{pid}/ns/pid").st_ino == here
-            except OSError:
-                return False
-    return False
-
-
-def _opened(pid: int) -> Iterator[str]:
-    """Yield what a process has open, as far as that is to be seen."""
-    try:
-        descriptors = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return
-    for fd in descriptors:
-        with suppress(OSError):
-            yield os.readlink(f"/proc/{pid}/fd/{fd}")
-
-
-# What stands in front of an address of four bytes where a socket of sixteen has it.
-_MAPPED = bytes(10) + b"\xff\xff"
-
-
-def _pair(client: tuple[str, int], server: tuple[str, int], before: bytes = b"") -> list[str]:
-    return [_as_in_proc(*client, before), _as_in_proc(*server, before)]
-
-
-def _as_in_proc(host: str, port: int, before: bytes = b"") -> str:
-    """Return an address as the kernel writes it: in words of 32 bits, each in the machine's own order."""
-    packed = before + ipaddress.ip_address(host).packed
-    words = struct.unpack(f"!{len(packed) // 4}I", packed)
-    return "".join(f"{int.from_bytes(word.to_bytes(4, 'big'), sys.byteorder):08X}" for word in words) + f":{port:04X}"
+        known.add(inode)
+    return inode in known
 
 
 def _parts(address: str) -> SplitResult:
