@@ -1,9 +1,9 @@
 """Whose process is at the other end of a connection on this machine, as the kernel tells it.
 
 It is asked by netlink (sock_diag(7)) for the one socket that has the addresses the other way round: /proc/net/tcp takes the
-longer the more connections a machine has. The kernel says root of a socket that was closed, and nobody may believe that: so its state
-counts as well, and its process is looked for. What is in a sandbox or a container of ours is the same user to the kernel, and on
-the same loopback; it is told by its PID namespace.
+longer the more connections a machine has. The kernel says root of a socket that was closed, and nobody may believe that: so its
+state counts as well, and its process is looked for. What is in a sandbox or a container of ours is the same user to the kernel,
+and on the same loopback; it is told by its PID namespace.
 
 What cannot be found out is not ours: another machine's, another kernel's, one that is gone.
 """
