@@ -15,6 +15,7 @@ import pytest
 from processes import gone, until
 from workshop import Workshop, microseconds
 
+from sidecar.factory.buildah import Buildah
 from sidecar.factory.builder import see_to
 from sidecar.factory.model import Asked, Work
 from sidecar.factory.records import open_records
@@ -210,6 +211,24 @@ def test_a_build_is_pushed_to_a_layout_and_its_digest_is_the_one_that_is_there(s
     there = {each["annotations"]["org.opencontainers.image.ref.name"]: each["digest"] for each in index["manifests"]}
     assert there == {work.reference: work.digest for work in works}
     assert set(there) == {"team/app:1", "team/other:1"}
+
+
+def test_what_a_push_has_left_that_was_killed_is_gone_after_the_next(shop: Workshop) -> None:
+    shop.define("providers: {archive: {layout: ../state/archive}}")
+    shop.image("app", "")
+    archive = shop.folder / "state" / "archive"
+    archive.mkdir(parents=True)
+    (archive / "oci-put-blob123456").write_text("half of it")
+    assert shop.push(shop.built("app"), "archive").status == "COMPLETE"
+    assert sorted(os.listdir(archive)) == ["blobs", "index.json", "oci-layout", "sidecar.lock"]
+
+
+def test_the_store_is_nobody_elses_whatever_the_umask(shop: Workshop) -> None:
+    buildah = Buildah(str(shop.folder / "state" / "elsewhere"))
+    code = "import os, sys; from sidecar.factory.buildah import Buildah; os.umask(0); Buildah(sys.argv[1]).prepare()"
+    subprocess.run([sys.executable, "-c", code, buildah.store], check=True)
+    for folder in ("", "factory", "factory/builds"):
+        assert os.stat(os.path.join(buildah.store, folder)).st_mode & 0o777 == 0o700
 
 
 def test_pushes_to_one_layout_at_once_are_all_there(shop: Workshop) -> None:

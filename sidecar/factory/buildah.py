@@ -36,6 +36,8 @@ _FOLDER = "factory"
 _OWN_MOUNTS = ("unshare", "--mount")
 # The shell tells by which signal buildah was ended, which unshare does not: it would have to end by the same one.
 _ALONE = (*_OWN_MOUNTS, "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-c", '"$@"; exit $?', "sh")
+# What containers/image calls a part of an image before all of it is in a layout.
+_UNFINISHED = "oci-put-blob"
 _DRIVERS = ("overlay", "vfs")
 # podman and buildah allow themselves at most so many.
 _PROCESSES = 32768
@@ -88,6 +90,15 @@ class Buildah:
         command += [f"--authfile={provider.authfile}"] if provider.authfile else []
         return [*_ALONE, *command, image, f"docker://{reference}"]
 
+    def clear(self, layout: str) -> None:
+        """Remove what pushes that were killed have left in a layout; for who alone writes to it."""
+        try:
+            for name in os.listdir(layout):
+                if name.startswith(_UNFINISHED):
+                    os.unlink(os.path.join(layout, name))
+        except OSError as error:
+            raise Unreachable(f"{layout} cannot be cleared: {error.strerror}") from None
+
     def environment(self, temporary: str = "") -> dict[str, str]:
         """Return the environment of each command; `temporary` is the folder for its files."""
         found = process.environment_given()
@@ -110,7 +121,9 @@ class Buildah:
         if missing := [each for each in ("buildah", "unshare") if shutil.which(each) is None]:
             raise ConfigurationError(f"{missing[0]} is not installed: it is in Debian's package {_package(missing[0])}")
         try:
-            os.makedirs(os.path.join(self._own, "builds"), mode=0o700, exist_ok=True)
+            # makedirs gives what is in between the mode that the umask leaves.
+            for folder in (self.store, self._own, os.path.join(self._own, "builds")):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
             self._write(
                 "containers.conf", f"{_limits()}[network]\nnetwork_config_dir = {_quoted(os.path.join(self._own, 'networks'))}\n"
             )

@@ -188,6 +188,8 @@ class Builder:
             self._progress(work, 0, f"waits for whoever writes to {provider.layout}")
 
         with buildah.at_work() as folder, _alone(provider.layout, waits):
+            if provider.layout:
+                buildah.clear(provider.layout)
             made = os.path.join(folder, "digest")
             command = buildah.push(build.digest, provider, reference, digest_file=made)
             transcript = PushTranscript(buildah.layers(build.digest))
