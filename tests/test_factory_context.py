@@ -113,6 +113,23 @@ def test_all_that_a_build_gets_is_told_apart_and_passed_on_to_what_is_built_on_i
     assert {name for name in before if before[name] != after[name]} == {"app", "web"}
 
 
+CAPABILITY = bytes.fromhex("0000000200040000000000000000000000000000")
+
+
+@pytest.mark.parametrize(("name", "value"), [("user.mark", b"one"), ("security.capability", CAPABILITY)])
+@pytest.mark.parametrize("of", ["file", "folder"])
+def test_extended_attributes_are_told_apart_as_they_are_in_the_image(top: Path, name: str, value: bytes, of: str) -> None:
+    (top / "folder").mkdir()
+    found = [now(top)["app"]]
+    os.setxattr(top / of, name, value)
+    found.append(now(top)["app"])
+    os.setxattr(top / of, name, value.replace(b"one", b"two").replace(b"\x04", b"\x20"))
+    found.append(now(top)["app"])
+    assert len(set(found)) == 3
+    os.removexattr(top / of, name)
+    assert now(top)["app"] == found[0]
+
+
 def test_what_is_ignored_changes_nothing(top: Path) -> None:
     before = now(top)["app"]
     (top / "web" / "more").write_text("more")

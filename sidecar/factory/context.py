@@ -1,8 +1,9 @@
 """What an image is made of, as one digest; and which folders hold a Containerfile.
 
-The digest is of all that a build can get from its context: paths, kinds, permissions, contents, and where links lead; of the
-Containerfile and what else its recipe says; and of the digests of the images of ours that it is built on. Never of times, owners
-and places: a copy of a context has the digest of the context. What a Containerfile fetches from elsewhere is not seen.
+The digest is of all that a build can get from its context: paths, kinds, permissions, extended attributes, contents, and where
+links lead; of the Containerfile and what else its recipe says; and of the digests of the images of ours that it is built on.
+Never of times, owners and places: a copy of a context has the digest of the context. What a Containerfile fetches from elsewhere
+is not seen.
 
 What an ignore file leaves out is left out as buildah 1.28 does it, not as Docker does: see Ignore. Whoever changes that must not
 leave out anything that a build might get, or an image is said to be up to date that is not. What is too much makes it stale.
@@ -37,6 +38,7 @@ _IGNORES = (".containerignore", ".dockerignore")
 _LOCAL = re.compile(rf"^(?!\s*#).*(?<![\w./:-]){LOCAL}/", re.MULTILINE)
 _MOUNT = re.compile(r"--mount=(\S+)")
 _KINDS = {stat.S_IFIFO: b"p", stat.S_IFSOCK: b"s", stat.S_IFCHR: b"c", stat.S_IFBLK: b"b"}
+_ATTRIBUTES = ("security.capability", "security.ima")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -176,12 +178,12 @@ def _put_entry(hash_: blake3, path: str, folder: int, name: str, about: os.stat_
             # The permissions of links mean nothing, and differ between file systems.
             told, mode = (b"l", os.fsencode(os.readlink(name, dir_fd=folder))), b""
         elif kind == stat.S_IFDIR:
-            told = b"d", b""
+            told = _folder_digest(folder, name)
         else:
             told = _KINDS.get(kind, b"?"), b"%d" % about.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else b""
     except OSError as error:
         # Gone, or something else by now, of which whoever looks again is told: a file became a link, a link became a file.
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EINVAL):
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EINVAL, errno.ENOTDIR):
             return
         raise Unreachable(f"{path} cannot be read: {error.strerror}") from None
     for part in (os.fsencode(path), mode, *told):
@@ -202,9 +204,35 @@ def _file_digest(folder: int, name: str) -> tuple[bytes, bytes]:
         hash_ = blake3()
         while data := os.read(fd, _CHUNK):
             hash_.update(data)
-        return b"f", hash_.digest()
+        attributes = _attributes(fd)
+        return b"fx" if attributes else b"f", hash_.digest() + attributes
     finally:
         os.close(fd)
+
+
+def _folder_digest(folder: int, name: str) -> tuple[bytes, bytes]:
+    fd = os.open(name, _FOLDER, dir_fd=folder)
+    try:
+        attributes = _attributes(fd)
+        return b"dx" if attributes else b"d", attributes
+    finally:
+        os.close(fd)
+
+
+def _attributes(fd: int) -> bytes:
+    """Return the digest of the extended attributes that buildah copies; b"" where there are none."""
+    hash_, found = blake3(), False
+    try:
+        for name in sorted(os.listxattr(fd)):
+            if name.startswith("user.") or name in _ATTRIBUTES:
+                _put(hash_, os.fsencode(name))
+                _put(hash_, os.getxattr(fd, name))
+                found = True
+    except OSError as error:
+        # A file system that has none; or one is gone by now, of which whoever looks again is told.
+        if error.errno not in (errno.ENOTSUP, errno.ENODATA):
+            raise
+    return hash_.digest() if found else b""
 
 
 Names = dict[str, os.stat_result]
