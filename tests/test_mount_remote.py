@@ -177,6 +177,8 @@ def test_who_reads_what_the_service_does_not_give_is_told_in_time_and_reads_on_o
     fault: str, saved: Saved, faults: tuple[str, Faults], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     host, planned = faults
+    # Who comes first loads its client meanwhile: on a busy machine all the patience there is may be over by then.
+    assert open_store(saved.store.url, **saved.emulator.through(host)).repos()
     store = open_store(saved.store.url, patience=SOON_OVER, **saved.emulator.through(host))
     with Mount(open_reader(store, saved.bundle), tmp_path / "in"):
         assert cat(tmp_path / "in" / "table.csv") == (saved.tree / "table.csv").read_bytes()

@@ -124,8 +124,12 @@ def test_what_is_missing_is_told_with_what_there_is(client: httpx.Client) -> Non
 
 def test_who_is_how_far_and_waits_for_whom_is_told_of_a_session(client: httpx.Client) -> None:
     words = [sys.executable, "-m", "sidecar.cli.wrap_application", "-c", "/coord", "-b", "fuse", "--", "true"]
-    waits = {"name": "application", "image": "host", "command": words, "volumeMounts": [mount("meeting", "/coord")]}
-    where = client.post("/v1/sessions", json={"pod": pod(waits)}).headers["Location"]
+    # Wherever the checkout is: a container has a /tmp of its own.
+    top = str(Path(__file__).parent.parent)
+    volumes = [{"name": "meeting", "emptyDir": {}}, {"name": "top", "hostPath": {"path": top}}]
+    mounts = [mount("meeting", "/coord"), mount("top", top, readOnly=True)]
+    waits = {"name": "application", "image": "host", "command": words, "volumeMounts": mounts}
+    where = client.post("/v1/sessions", json={"pod": pod(waits, volumes=volumes)}).headers["Location"]
     until(lambda: client.get(f"{where}/coordination").status_code == 200, "somebody has said something")
 
     def waited() -> Any:
