@@ -140,6 +140,14 @@ class Machine:
     def podman(self, *words: str | Path, check: bool = True, seconds: float = HANG) -> subprocess.CompletedProcess[str]:
         return self.run("podman", *words, check=check, seconds=seconds)
 
+    def shell(self, folder: Path) -> dict[str, str]:
+        """Return the environment of commands that look for podman and are to find this one, by a program made in `folder`."""
+        podman = folder / "podman"
+        folder.mkdir()
+        podman.write_text(f'#!/bin/sh\nexec nsenter --target={self.pid} --mount --pid -- {shutil.which("podman")} "$@"\n')
+        podman.chmod(0o755)
+        return {**self.environment, "PATH": f"{folder}:{self.environment['PATH']}"}
+
     def seen(self, path: str | Path) -> Path:
         """Return where this process finds a path in there, with what is mounted on it in there."""
         return Path(f"/proc/{self.pid}/root{path}")

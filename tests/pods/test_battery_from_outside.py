@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import stat
 import subprocess
@@ -86,11 +85,7 @@ class Shell:
 
     def __init__(self, machine: Machine, top: Path) -> None:
         self.top = top
-        podman = top / "bin" / "podman"
-        podman.parent.mkdir()
-        podman.write_text(f'#!/bin/sh\nexec nsenter --target={machine.pid} --mount --pid -- {shutil.which("podman")} "$@"\n')
-        podman.chmod(0o755)
-        self.environment = {**machine.environment, "PATH": f"{podman.parent}:{machine.environment['PATH']}"}
+        self.environment = machine.shell(top / "bin")
 
     def tell(self, *words: str) -> subprocess.CompletedProcess[str]:
         command: list[str | Path] = [BIN / "sidecar", "session", words[0], "--folder", self.top / "pods", *words[1:]]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -96,13 +95,8 @@ class Desk:
             "registries.conf": INSECURE.format(host=host),
         }.items():
             (top / name).write_text(text)
-        podman = top / "bin" / "podman"
-        podman.parent.mkdir()
-        podman.write_text(f'#!/bin/sh\nexec nsenter --target={machine.pid} --mount --pid -- {shutil.which("podman")} "$@"\n')
-        podman.chmod(0o755)
         self.environment = {
-            **{key: value for key, value in machine.environment.items() if not key.startswith("SIDECAR_")},
-            "PATH": f"{podman.parent}:{machine.environment['PATH']}",
+            **{key: value for key, value in machine.shell(top / "bin").items() if not key.startswith("SIDECAR_")},
             "CONTAINERS_REGISTRIES_CONF": str(top / "registries.conf"),
             "SIDECAR_STATE": str(top / "state"),
         }

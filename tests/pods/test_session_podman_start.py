@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +23,7 @@ class Shell:
 
     def __init__(self, machine: Machine, top: Path) -> None:
         self.top = top
-        podman = top / "bin" / "podman"
-        podman.parent.mkdir()
-        podman.write_text(f'#!/bin/sh\nexec nsenter --target={machine.pid} --mount --pid -- {shutil.which("podman")} "$@"\n')
-        podman.chmod(0o755)
-        self.environment = {**machine.environment, "PATH": f"{podman.parent}:{machine.environment['PATH']}"}
+        self.environment = machine.shell(top / "bin")
         (top / "text").write_text("of the viewer")
         (top / "run").write_text(PROGRAM)
         (top / "run").chmod(0o755)
