@@ -132,7 +132,7 @@ def test_what_is_sent_is_this(api: Api, runner: KubernetesRunner) -> None:
     runner.status("p")
     runner.list()
     with pytest.raises(DeadlinePassed):
-        runner.wait("p", 0.05)
+        runner.wait("p", 1)
     assert list(runner.logs("p", "one")) == []
     runner.stop("p", 1.2)
     sent = [(each.verb, each.path, each.query) for each in api.requests]
