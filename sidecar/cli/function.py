@@ -10,17 +10,21 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain
 from sidecar.cli.listing import json_option, print_json, print_table
-from sidecar.cli.server import token_of, token_option
+from sidecar.cli.server import done_here, server, token_of, token_option
 from sidecar.errors import DEADLINE, ConfigurationError, UsageError
 from sidecar.functions.answer import MOST, MOST_WORKERS, Answer, Asked, Limits
 from sidecar.functions.runtimes import Runtime, find_runtimes
 from sidecar.functions.service import Service
+
+if TYPE_CHECKING:
+    from sidecar.web.client import Client
 
 # Where an image of ours has its runtimes.
 INSTALLED = "/opt/runtimes"
@@ -80,13 +84,12 @@ def run(
 
     Standard input is the program's, its output and status are the command's. It has no network and sees no file of this machine.
     """
-    # Here whoever asks decides how long.
-    service = Service(found_runtimes(folders), limits=replace(MOST, wall=max(MOST.wall, timeout)))
     source = _read(file)
     limits = replace(Limits(), wall=timeout, cpu=max(Limits().cpu, int(timeout)))
     given = arguments[1:] if arguments[:1] == ("--",) else arguments
     asked = Asked(source, given, b"" if file == "-" else _stdin(), context, limits, workers, delay)
-    answer = asyncio.run(service.call(runtime, asked))
+    there = _there(folders)
+    answer = _called_here(folders, runtime, asked) if there is None else there.functions.call(runtime, asked)
     if as_json:
         print_json(answer.as_json())
     else:
@@ -102,11 +105,12 @@ def run(
 @json_option
 def list_(folders: tuple[str, ...], as_json: bool) -> None:
     """List the runtimes. Python: functions.runtimes.find_runtimes."""
-    found = found_runtimes(folders)
+    there = _there(folders)
+    found = [(each.language, each.version) for each in found_runtimes(folders)] if there is None else there.functions.runtimes
     if as_json:
-        print_json([{"language": each.language, "version": each.version} for each in found])
+        print_json([{"language": language, "version": version} for language, version in found])
     elif found:
-        print_table([("LANGUAGE", "VERSION"), *((each.language, each.version) for each in found)])
+        print_table([("LANGUAGE", "VERSION"), *found])
 
 
 @function.command(
@@ -130,6 +134,7 @@ def serve(host: str, port: int, token_file: str | None, most: int | None, timeou
 
     GET / is a page to try it, /openapi.json its description, /metrics what is measured.
     """
+    done_here()
     try:
         from sidecar.web.functions import application
         from sidecar.web.serve import serve as serve_web
@@ -146,6 +151,20 @@ def found_runtimes(folders: Sequence[str]) -> tuple[Runtime, ...]:
     if not asked and not os.path.isdir(INSTALLED):
         raise ConfigurationError("no runtimes are installed here: expected --runtimes DIR, such as images/runtimes")
     return find_runtimes(asked or [INSTALLED])
+
+
+def _there(folders: Sequence[str]) -> Client | None:
+    """Return the server that is to run it, None for this machine; UsageError where both are said."""
+    there = server()
+    if there is not None and folders:
+        raise UsageError("--runtimes: a server has its own; expected one of --server and --runtimes")
+    return there
+
+
+def _called_here(folders: Sequence[str], runtime: str, asked: Asked) -> Answer:
+    # Here whoever asks decides how long.
+    service = Service(found_runtimes(folders), limits=replace(MOST, wall=max(MOST.wall, asked.limits.wall)))
+    return asyncio.run(service.call(runtime, asked))
 
 
 def _read(file: str) -> bytes:

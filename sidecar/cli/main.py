@@ -68,7 +68,7 @@ def cli(ctx: click.Context, server: str | None) -> None:
     The two commands that stand in containers are wrap_application and wrap_datamon.
     """
     if server and ctx.get_parameter_source("server") is ParameterSource.COMMANDLINE and ctx.invoked_subcommand not in SPEAK:
-        raise click.UsageError(f"--server: {ctx.invoked_subcommand} is done here; a server is asked by {' and '.join(SPEAK)}.")
+        raise click.UsageError(f"--server: {ctx.invoked_subcommand} is done here; a server is asked by {', '.join(SPEAK)}.")
 
 
 def main() -> NoReturn:

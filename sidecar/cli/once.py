@@ -11,26 +11,34 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from sidecar import process
 from sidecar.cli.arguments import Seconds, parse_size
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
+from sidecar.cli.server import done_here, server_named
 from sidecar.errors import IO, Interrupted, SidecarError, SourceMissing, UsageError
 from sidecar.figures import amount, counted, duration
 from sidecar.once.asked import ask
-from sidecar.once.facts import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, moment, unknown
+from sidecar.once.facts import FAILED_TO_START, LIMIT, RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, moment, quoted, unknown
 from sidecar.once.instance import instance_of
 from sidecar.once.ledger import Ledger
 from sidecar.once.recorder import writer
-from sidecar.once.run import ENDING, Result, follow, run_once
+from sidecar.once.run import ENDING, LOOK, Result, follow, run_once
 from sidecar.once.told import as_json as told
+from sidecar.once.told import piece_as_json
 from sidecar.state import state_folder
 from sidecar.values import replace
+
+if TYPE_CHECKING:
+    from sidecar.once.run import AnyLedger
+    from sidecar.web.client import Client
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TARGETS = (1, 2)
@@ -74,12 +82,37 @@ class _Where(NamedTuple):
 
     folder: str
     coordination: str
+    look: float = LOOK
 
     def open(self, *, make: bool = False) -> Ledger:
         return Ledger(self.folder, make=make)
 
     def instance(self, named: str | None) -> str:
         return instance_of(os.environ, self.coordination) if named is None else named
+
+    def run(self, ledger: AnyLedger, name: str, named: str | None) -> Run:
+        return ledger.get(self.instance(named), name)
+
+
+class _There(NamedTuple):
+    """A server, to which it is of no account where this runs: without an instance, whichever has a run of that name is meant."""
+
+    client: Client
+    look: float = 0.5
+
+    def open(self) -> AbstractContextManager[AnyLedger]:
+        return self.client.runs
+
+    def run(self, ledger: AnyLedger, name: str, named: str | None) -> Run:
+        if named is not None:
+            return ledger.get(named, name)
+        runs = ledger.runs()
+        found = [run for run in runs if run.name == name]
+        if not found:
+            raise SourceMissing(f"no run {name!r} there; runs there: {', '.join(run.name for run in runs[-10:]) or 'none'}")
+        if len(found) > 1:
+            raise UsageError(f"{name!r} is several runs there: --instance {' or '.join(quoted(run.instance) for run in found)}")
+        return found[0]
 
 
 def _where(state: str | None, coordination: str | None) -> _Where:
@@ -89,6 +122,18 @@ def _where(state: str | None, coordination: str | None) -> _Where:
 
     with Directory(coordination) as directory:
         return _Where(state or directory.ledger(), directory.identity())
+
+
+def _looked_at(state: str | None, coordination: str | None) -> _Where | _There:
+    """Return where runs are looked at: here, or at the server that the command line names."""
+    client = server_named()
+    if client is None:
+        return _where(state, coordination)
+    context = click.get_current_context()
+    for key, flag in (("state", "--state"), ("coordination", "-c")):
+        if context.get_parameter_source(key) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{flag}: a server has a ledger of its own; expected one of --server and {flag}")
+    return _There(client)
 
 
 def _ending(statuses: str, example: str) -> str:
@@ -143,6 +188,7 @@ def run(
     $(K) in CMD and in the values stands for the variable K, given or inherited; $$(K) for $(K) itself. The same NAME with another
     command, directory or given variable is refused. While it runs, whoever asks again follows it.
     """
+    done_here()
     process.fill_streams()
     where = _where(state, coordination)
     asked = ask(
@@ -224,13 +270,13 @@ def _tell_problem(result: Result) -> None:
 @json_option
 def show(name: str, instance: str | None, coordination: str | None, state: str | None, as_json: bool) -> None:
     """Tell what is known of a run: when, what, in which environment, and how it ended. Python: Ledger.get."""
-    where = _where(state, coordination)
+    where = _looked_at(state, coordination)
     with where.open() as ledger:
-        run = ledger.get(where.instance(instance), name)
+        run = where.run(ledger, name, instance)
     if as_json:
         print_json(told(run))
     else:
-        print_table(_described(run, where.folder))
+        print_table(_described(run, ledger.folder))
 
 
 @once.command("list", epilog=_ending("0;", "sidecar once list"))
@@ -239,7 +285,7 @@ def show(name: str, instance: str | None, coordination: str | None, state: str |
 def list_(state: str | None, coordination: str | None, as_json: bool) -> None:
     """List all runs, in the order in which they were claimed. Python: Ledger.runs."""
     try:
-        with _where(state, coordination).open() as ledger:
+        with _looked_at(state, coordination).open() as ledger:
             runs = ledger.runs()
     except SourceMissing:
         runs = []
@@ -278,16 +324,16 @@ def logs(
     shown = {int(stream)} if stream else {STDOUT, STDERR}
     _hear_signals()
     printer = _Printer(shown, timestamps=timestamps, as_json=as_json)
-    where = _where(state, coordination)
+    where = _looked_at(state, coordination)
     with where.open() as ledger:
-        found = ledger.get(where.instance(instance), name)
-        last = follow(ledger, found, printer.print) if following else _print_so_far(ledger, found, printer)
+        found = where.run(ledger, name, instance)
+        last = follow(ledger, found, printer.print, where.look) if following else _print_so_far(ledger, found, printer)
     printer.close()
     if last.cut:
         complain("sidecar", f"not all that {name} wrote is kept: {_kept(last)}: {last.cut}")
 
 
-def _print_so_far(ledger: Ledger, run: Run, printer: _Printer) -> Run:
+def _print_so_far(ledger: AnyLedger, run: Run, printer: _Printer) -> Run:
     for piece in ledger.output(run):
         printer.print(piece)
     return run
@@ -305,7 +351,7 @@ class _Printer:
         if piece.stream not in self._shown:
             return
         if self._as_json:
-            print_json(_piece_as_json(piece))
+            print_json(piece_as_json(piece))
             return
         if self._timestamps:
             data = piece.bytes
@@ -320,16 +366,6 @@ class _Printer:
         """End the last line, where it has no end of its own."""
         for stream in self._unended:
             self._write(Piece(0, stream, 0, b"\n"))
-
-
-def _piece_as_json(piece: Piece) -> dict[str, str]:
-    about = {"stream": "stdout" if piece.stream == STDOUT else "stderr", "at": moment(piece.at)}
-    try:
-        return {**about, "text": piece.bytes.decode()}
-    except UnicodeDecodeError:  # it is none, or a character was cut in two
-        import base64  # which a replay does without
-
-        return {**about, "base64": base64.b64encode(piece.bytes).decode()}
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
@@ -348,6 +384,7 @@ def _lines(data: bytes) -> Iterator[bytes]:
 @json_option
 def forget(name: str, instance: str | None, coordination: str | None, state: str | None, as_json: bool) -> None:
     """Forget a run, so that it may run again. Python: Ledger.forget."""
+    done_here()
     where = _where(state, coordination)
     with where.open() as ledger:
         gone = ledger.forget(where.instance(instance), name)
@@ -367,6 +404,7 @@ def prune(older_than: float, dry_run: bool, state: str | None, coordination: str
 
     A run whose outcome is unknown is kept, whatever its age, until somebody forgets it by its name.
     """
+    done_here()
     try:
         with _where(state, coordination).open() as ledger:
             gone = ledger.prune(int((time.time() - older_than) * 1e6), dry_run=dry_run)

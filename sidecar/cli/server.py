@@ -9,14 +9,15 @@ import os
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from sidecar.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from sidecar.web.client import Client
 
-# The commands that have the same answers there as here.
-SPEAK = ("image", "session")
+# The commands that have the same answers there as here; of `once` and `function` those that need nothing of this machine.
+SPEAK = ("image", "session", "once", "function")
 
 token_option = click.option(
     "--token-file", metavar="FILE", help="The bearer token that is asked for.  [default: $SIDECAR_TOKEN, if any]"
@@ -54,3 +55,20 @@ def server() -> Client | None:
     from sidecar.web.client import Client
 
     return Client(url, token_of(None))
+
+
+def server_named() -> Client | None:
+    """Return the server that the command line names: what runs once runs here, where SIDECAR_SERVER is set as well, and whoever
+    looks for it then is not sent elsewhere."""
+    return server() if _is_named() else None
+
+
+def done_here() -> None:
+    """Refuse the server that the command line names: UsageError."""
+    if _is_named():
+        raise UsageError(f"--server: {click.get_current_context().info_name} is done here, and asked of no server")
+
+
+def _is_named() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().get_parameter_source("server") is ParameterSource.COMMANDLINE

@@ -79,7 +79,7 @@ class Memory:
                 ended = max((when for state, when in me.times if state == EXITED), default=me.last)
                 found = self._ledger.complete(found, me.exit, int(ended * 1e6))
             if found.state == UNKNOWN and not me.started:
-                raise unknown(found, self._ledger.state.folder)
+                raise unknown(found, self._ledger.folder)
         except errors.SidecarError as error:
             if not me.started or isinstance(error, errors.OutcomeUnknown):
                 return Problem(error.status, APPLICATION, str(error))
@@ -100,7 +100,7 @@ class Memory:
         try:
             found = self._ledger.claim(self._asked)
             if isinstance(found, Run) and found.state == UNKNOWN:
-                raise unknown(found, self._ledger.state.folder)
+                raise unknown(found, self._ledger.folder)
         except errors.SidecarError as error:
             return Problem(error.status, APPLICATION, str(error))
         if not isinstance(found, Run):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sidecar.errors import Fault
 
@@ -122,6 +123,26 @@ class Answer:
                 for each in self.workers
             ],
         }
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Self:
+        """Return the answer that others were told, without the output of who lost; KeyError or TypeError where it is none."""
+        won = Ran(
+            told["worker"],
+            told["status"],
+            told["code"],
+            told["signal"],
+            told["stdout"].encode(),
+            told["stderr"].encode(),
+            told["wall_ms"] / 1000,
+        )
+        ran = (
+            won
+            if each["worker"] == won.worker
+            else Ran(each["worker"], each["status"], wall=each["wall_ms"] / 1000, reason=each["reason"])
+            for each in told["workers"]
+        )
+        return cls(told["language"], told["version"], won, tuple(ran))
 
 
 def _milliseconds(seconds: float) -> float:

@@ -90,8 +90,9 @@ def now() -> int:
 
 
 def remedy(run: Run, folder: str) -> str:
-    """Return how to have another run, the ledger being in `folder`: the command to copy."""
-    words = ("sidecar", "once", "forget", "--state", folder, "--instance", run.instance, "--", run.name)
+    """Return how to have another run, the ledger being in `folder`: the command to copy. "" is where it is by default."""
+    where = ("--state", folder) if folder else ()
+    words = ("sidecar", "once", "forget", *where, "--instance", run.instance, "--", run.name)
     return f"for another run: {' '.join(map(quoted, words))}"
 
 

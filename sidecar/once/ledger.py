@@ -39,6 +39,7 @@ class Ledger:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, *, make: bool = True) -> None:
         self.state = State(os.fspath(folder) if folder is not None else state_folder(os.environ), make=make)
+        self.folder = self.state.folder
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +196,7 @@ class Ledger:
                 lease.drop(self.state.fd, name)
                 os.close(fd)
             if isinstance(error, OSError):
-                raise Unreachable(f"cannot claim {asked.name} in {self.state.folder}: {error.strerror}") from None
+                raise Unreachable(f"cannot claim {asked.name} in {self.folder}: {error.strerror}") from None
             raise
         run = Run(number, name, asked.instance, asked.name, RUNNING, asked.kept_command, asked.directory, me, at)
         if asked.environment:

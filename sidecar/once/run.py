@@ -18,16 +18,33 @@ from sidecar.once.recorder import Recorder, not_written, writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
+    from typing import Protocol
 
     from sidecar.once.asked import Asked
     from sidecar.once.claim import Claim
     from sidecar.once.ledger import Ledger
 
+    class AnyLedger(Protocol):
+        """Who tells of runs: a ledger.Ledger, or a server. `folder` is where the ledger is, "" where that is not known."""
+
+        folder: str
+
+        def get(self, instance: str, name: str) -> Run: ...
+
+        def again(self, run: Run) -> Run | None: ...
+
+        def runs(self) -> list[Run]: ...
+
+        def pieces(self, run: Run, after: int = ...) -> list[Piece]: ...
+
+        def output(self, run: Run) -> Iterator[Piece]: ...
+
+
 ENDING = (process.SIGHUP, process.SIGINT, process.SIGQUIT, process.SIGTERM)
 # How often a run that is under way is looked at by those who follow it, in seconds: 20 us each time.
-_LOOK = 0.02
+LOOK = 0.02
 
 
 class Result:
@@ -162,8 +179,11 @@ def _pass_on(ledger: Ledger, run: Run, targets: tuple[int, int]) -> tuple[Run, s
     return follow(ledger, run, pass_on), next(iter(lost.values()), "")
 
 
-def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> Run:
-    """Hand every piece that a run has written, and writes, to `write`; return it when it has ended. OutcomeUnknown."""
+def follow(ledger: AnyLedger, run: Run, write: Callable[[Piece], None] | None, look: float = LOOK) -> Run:
+    """Hand every piece that a run has written, and writes, to `write`; return it when it has ended. OutcomeUnknown.
+
+    It is looked for what there is anew every `look` seconds.
+    """
     after, seen = 0, 0
     while True:
         current = ledger.again(run)  # first: what it wrote is there before its end is
@@ -176,12 +196,12 @@ def follow(ledger: Ledger, run: Run, write: Callable[[Piece], None] | None) -> R
                     seen += len(piece.bytes)
                 after = pieces[-1].number
         if current.state == UNKNOWN:
-            raise unknown(current, ledger.state.folder)
+            raise unknown(current, ledger.folder)
         if current.state != RUNNING:
             if write is not None and seen < current.stdout.kept + current.stderr.kept and ledger.again(run) is None:
                 raise OutcomeUnknown(f"{run.name} was forgotten while it was followed")
             return current
-        time.sleep(_LOOK)
+        time.sleep(look)
 
 
 # --- running -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
     Client(url, token).images                a factory.Factory, but for where it is
     Client(url, token).sessions              a session.runner.Runner
+    Client(url, token).runs                  a once.ledger.Ledger, as far as it tells of runs
+    Client(url, token).functions             a functions.service.Service, which waits for its answers
 
 Whatever the server refuses is raised as what the library would have raised. It alone is asked: no proxy of the environment's
 stands in between, and the token goes nowhere else. What it answers is not trusted to be of its form (Corrupt).
@@ -29,6 +31,10 @@ from sidecar.errors import (
     Unreachable,
 )
 from sidecar.factory.model import Image, Kind, Named, Provider, Work
+from sidecar.functions.answer import Answer, Asked, Ran
+from sidecar.once.facts import Piece, Run
+from sidecar.once.told import of_json as run_of_json
+from sidecar.once.told import piece_of_json
 from sidecar.session.runner import ENDED, Container, Manifest, Status
 
 Found = TypeVar("Found")
@@ -63,9 +69,20 @@ class Client:
         self._token = token
         self.images = _Images(self)
         self.sessions = _Sessions(self)
+        self.runs = _Runs(self)
+        self.functions = _Functions(self)
 
-    def ask(self, method: str, path: str, body: object = None, *, text: str | None = None, patience: float = PATIENCE) -> _Answer:
-        """Return the answer to a request; what it refuses is raised."""
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        text: str | None = None,
+        patience: float = PATIENCE,
+        refused: Callable[[_Answer, str], SidecarError] | None = None,
+    ) -> _Answer:
+        """Return the answer to a request; what it refuses is raised, as `refused` says where it is none of the usual."""
         data = None if body is None and text is None else (text if text is not None else json.dumps(body)).encode()
         headers = {"Accept": "application/json"}
         if data is not None:
@@ -90,12 +107,12 @@ class Client:
             raise Unreachable(f"{path} answers with more than {_LARGEST >> 20} MiB")
         found = _Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, said)
         if answer.status >= 400:
-            raise _refused(found, path)
+            raise (refused or _refused)(found, path)
         return found
 
     def get(self, path: str, make: Callable[[Any], Found], **query: str) -> Found:
         """Return what `make` makes of what is told at a path."""
-        return self.made(self.ask("GET", path + (f"?{urlencode(query)}" if query else "")), make)
+        return self.made(self.ask("GET", path + (f"?{urlencode(query, errors='surrogateescape')}" if query else "")), make)
 
     def made(self, answer: _Answer, make: Callable[[Any], Found]) -> Found:
         """Return what `make` makes of an answer; Corrupt where that is not of the form that is known here."""
@@ -183,6 +200,10 @@ class _Images:
         """Return one work; SourceMissing."""
         return self._client.made(self._of(number, ""), Work.of_json)
 
+    def stop(self, number: int) -> Work:
+        """End a work that is not over, and return it as it ended; SourceMissing."""
+        return self._client.made(self._of(number, "", "DELETE"), Work.of_json)
+
     def log(self, number: int, offset: int = 0) -> bytes:
         """Return what a work has said behind `offset`, or a piece of that."""
         return self._of(number, f"/log?offset={offset}").body
@@ -199,10 +220,10 @@ class _Images:
     def _asked(self, path: str, body: object) -> Work:
         return self._client.made(self._client.ask("POST", path, body), Work.of_json)
 
-    def _of(self, number: int, rest: str) -> _Answer:
+    def _of(self, number: int, rest: str, method: str = "GET") -> _Answer:
         """Return what is answered of a work: numbers are of builds and of pushes."""
-        answer = self._client.ask("GET", f"/v1/builds/{number}{rest}")
-        return self._client.ask("GET", f"/v1/pushes/{number}{rest}") if answer.status == 307 else answer
+        answer = self._client.ask(method, f"/v1/builds/{number}{rest}")
+        return self._client.ask(method, f"/v1/pushes/{number}{rest}") if answer.status == 307 else answer
 
 
 class _Sessions:
@@ -255,6 +276,134 @@ class _Sessions:
         query = "" if grace is None else f"?grace={int(grace)}"
         path = f"/v1/sessions/{_said(name)}{query}"
         return self._client.made(self._client.ask("DELETE", path, patience=_GRACE + (grace or 0)), _status)
+
+
+class _Runs:
+    """The methods of once.ledger.Ledger that tell of runs; of all that there are, the latest."""
+
+    folder = ""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of nothing: each request is a connection of its own."""
+
+    def runs(self) -> list[Run]:
+        """Return the latest runs, in the order in which they were claimed."""
+        return self._client.get("/v1/runs", lambda told: [run_of_json(each) for each in told["runs"]])
+
+    def get(self, instance: str, name: str) -> Run:
+        """Return the run of that name; SourceMissing."""
+        return self._client.get("/v1/runs/one", run_of_json, instance=instance, name=name)
+
+    def again(self, run: Run) -> Run | None:
+        """Return how it stands with a run by now; None where it was forgotten."""
+        try:
+            found = self.get(run.instance, run.name)
+        except SourceMissing:
+            return None
+        return found if found.claimed == run.claimed else None
+
+    def pieces(self, run: Run, after: int = 0) -> list[Piece]:
+        """Return the next pieces of what a run wrote, behind number `after`; none where there are no more, so far."""
+        named = {"instance": run.instance, "name": run.name, "after": str(after)}
+        found, pieces = self._client.get(
+            "/v1/runs/pieces",
+            lambda told: (run_of_json(told["run"]), [piece_of_json(each) for each in told["pieces"]]),
+            **named,
+        )
+        # Where it was forgotten meanwhile, and ran again, that is another's output.
+        return pieces if found.claimed == run.claimed else []
+
+    def output(self, run: Run) -> Iterator[Piece]:
+        """Yield what a run has written so far, in the order in which it was read."""
+        after = 0
+        while pieces := self.pieces(run, after):
+            yield from pieces
+            after = pieces[-1].number
+
+
+class _Functions:
+    """What functions.service.Service does, but a call is waited for."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def runtimes(self) -> tuple[tuple[str, str], ...]:
+        """Which there are, by language and version."""
+        return self._client.get(
+            "/v1/functions",
+            lambda told: tuple((each["language"], version) for each in told["functions"] for version in each["versions"]),
+        )
+
+    def call(self, runtime: str, asked: Asked) -> Answer:
+        """Return what came of running a source; SourceMissing, ParametersError, Full, NobodyAnswered.
+
+        Of the limits the time alone is asked for. What is no UTF-8 cannot be asked (ParametersError), and is replaced in what is
+        answered; nor can a context that is not JSON.
+        """
+        answer = self._client.ask(
+            "POST",
+            f"/v1/functions/{_said(runtime)}/invocations",
+            _invocation(asked),
+            patience=PATIENCE + asked.limits.wall,
+            refused=_not_run,
+        )
+        return self._client.made(answer, Answer.of_json)
+
+
+def _invocation(asked: Asked) -> dict[str, object]:
+    """Return the body of a call; ParametersError with all that it cannot say."""
+    faults: list[Fault] = []
+
+    def text(key: str, data: bytes) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            faults.append(Fault("call", key, "expected UTF-8, which is what a server is sent"))
+            return ""
+
+    told: dict[str, object] = {
+        "source": text("source", asked.source),
+        "args": [text("args", each.encode(errors="surrogateescape")) for each in asked.arguments],
+        "stdin": text("stdin", asked.stdin),
+        "timeout": asked.limits.wall,
+        "workers": asked.workers,
+        "delay": asked.delay,
+    }
+    if asked.context:
+        try:
+            told["context"] = json.loads(asked.context)
+        except (ValueError, RecursionError):
+            faults.append(Fault("call", "context", "expected JSON, which is what a server is sent"))
+    if faults:
+        raise ParametersError(list(dict.fromkeys(faults)))
+    return told
+
+
+def _not_run(answer: _Answer, path: str) -> SidecarError:
+    """Return why a call was not answered; of what is no matter of functions, as usual."""
+    from sidecar.functions.service import Full, NobodyAnswered
+
+    if answer.status == 429:
+        seconds = answer.headers.get("retry-after", "")
+        return Full(float(seconds) if seconds.isascii() and seconds.isdecimal() else 1.0)
+    if answer.status == 503:
+        try:
+            return NobodyAnswered(
+                [Ran(each["worker"], each["status"], reason=each["reason"]) for each in json.loads(answer.body)["workers"]]
+            )
+        except (ValueError, RecursionError, LookupError, TypeError):
+            pass  # it is the server's own: a store that cannot be read
+    return _refused(answer, path)
 
 
 def _works(path: str, told: Mapping[str, Any]) -> list[Work]:

@@ -3,6 +3,7 @@
     GET /v1/runs                                     the latest, in the order in which they were claimed
     GET /v1/runs/one?instance=…&name=…               one
     GET /v1/runs/log?instance=…&name=…&source=…      what it wrote, as written: stdout, stderr or both
+    GET /v1/runs/pieces?instance=…&name=…&after=…    what it wrote, each piece with its stream and time, behind a number
 
 An instance's name holds slashes, so it is said in the query.
 """
@@ -20,7 +21,8 @@ from starlette.routing import Route
 from sidecar.errors import Fault, ParametersError, SourceMissing
 from sidecar.once.facts import STDERR, STDOUT, Run
 from sidecar.once.ledger import Ledger
-from sidecar.once.told import as_json
+from sidecar.once.told import as_json, piece_as_json
+from sidecar.web.asked import number_of
 from sidecar.web.refusal import Told
 
 Found = TypeVar("Found")
@@ -32,7 +34,12 @@ _SOURCES = {"stdout": (STDOUT,), "stderr": (STDERR,), "": (STDOUT, STDERR)}
 def routes(state: str) -> list[Route]:
     """Return the routes of the ledger in the folder `state`."""
     web = _Runs(state)
-    return [Route("/v1/runs", web.all), Route("/v1/runs/one", web.one), Route("/v1/runs/log", web.log)]
+    return [
+        Route("/v1/runs", web.all),
+        Route("/v1/runs/one", web.one),
+        Route("/v1/runs/log", web.log),
+        Route("/v1/runs/pieces", web.pieces),
+    ]
 
 
 def runs_of(state: str) -> list[Run]:
@@ -61,6 +68,12 @@ class _Runs:
             raise ParametersError([Fault("request", "source", "expected stdout or stderr")])
         await self._ask(request, lambda _, run: run)
         return StreamingResponse(self._written(request, _SOURCES[source]), media_type="application/octet-stream")
+
+    async def pieces(self, request: Request) -> Response:
+        """Answer the next pieces behind `after`, with the run that they are of, as it was before."""
+        after = number_of(request.query_params.get("after"), "after")
+        run, found = await self._ask(request, lambda ledger, run: (run, ledger.pieces(run, after)))
+        return Told({"run": as_json(run), "pieces": [piece_as_json(each) for each in found]})
 
     def _written(self, request: Request, streams: tuple[int, ...]) -> Iterator[bytes]:
         with Ledger(self._state, make=False) as ledger:
