@@ -324,6 +324,37 @@ class RecordsContract:
         assert sorted(number for one in said for number in one) == asked
         assert all(one == sorted(one) for one in said)
 
+    @pytest.mark.parametrize("other", ["begins", "ends"])
+    def test_a_work_that_one_stops_while_another_begins_or_ends_it_is_as_each_was_told(self, place: Place, other: str) -> None:
+        with place.open() as records:
+            asked = [records.ask(replace(APP, content=str(number)), 1).id for number in range(300)]
+        roles, give = os.pipe()
+        os.write(give, b"sd")
+
+        def stop(records: Records, tell: int) -> None:
+            os.write(tell, b"".join(b"%d " % number for number in asked if records.fail(number, "stopped", 3)))
+
+        def do(records: Records, tell: int) -> None:
+            worker = new_worker()
+            with records.lease(worker):
+                while (work := records.claim(worker, 2, HERE)) is not None:
+                    if other == "ends" and records.finish(work.id, "d", "r", 4):
+                        os.write(tell, b"-%d " % work.id)
+
+        def race(tell: int) -> None:
+            with place.open() as records:
+                (stop if os.read(roles, 1) == b"s" else do)(records, tell)
+
+        told = [int(each) for said in told_by(2, race) for each in said.split()]
+        os.close(roles)
+        os.close(give)
+        with place.open() as records:
+            now = {number: records.get(number) for number in asked}
+        assert {number for number, work in now.items() if work.status == "FAILED"} == {number for number in told if number > 0}
+        assert {number for number, work in now.items() if work.status == "COMPLETE"} == {-number for number in told if number < 0}
+        assert sorted(map(abs, told)) == asked
+        assert {(work.error, work.finished) for work in now.values()} <= {("stopped", 3), ("", 4)}
+
     # --- the log
 
     def test_the_log_is_read_from_anywhere(self, records: Records) -> None:

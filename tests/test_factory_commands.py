@@ -358,8 +358,24 @@ def test_who_is_interrupted_says_that_it_goes_on(place: Place) -> None:
         finally:
             opened.touch()
     assert asking.returncode == 130
-    assert err.endswith("sidecar: what was asked for goes on; see: sidecar image status --watch\n")
+    assert err.endswith(
+        "sidecar: what was asked for goes on; see: sidecar image status --watch; to end it: sidecar image stop 1\n"
+    )
     assert until(place, 1, "COMPLETE")["percent_complete"] == 100
+
+
+def test_who_waits_for_what_another_stops_is_told_so(place: Place) -> None:
+    gated(place)
+    with subprocess.Popen(
+        place.command("build", "slow"), cwd=place.folder, env=place.environment, stderr=subprocess.PIPE, text=True
+    ) as asking:
+        until(place, 1, "BUILDING")
+        ended = place.type("stop", "1")
+        assert (ended.status, ended.out, ended.err) == (0, "build 1 of slow: FAILED stopped\n", "")
+        _, err = asking.communicate(timeout=HANG)
+    assert asking.returncode == UNAVAILABLE
+    assert err.endswith("sidecar: build 1 of slow has failed: stopped; see: sidecar image log 1\n")
+    assert place.type("stop", "1").out == ended.out
 
 
 def test_without_waiting_a_build_is_asked_for_and_its_log_can_be_followed(place: Place) -> None:
@@ -443,6 +459,8 @@ def test_at_a_terminal_works_are_bars_and_tables_have_colours(place: Place) -> N
         (("status", "7"), NO_INPUT, "there is no work 7"),
         (("status", "0"), USAGE, "0"),
         (("log", "7"), NO_INPUT, "there is no work 7"),
+        (("stop", "7"), NO_INPUT, "there is no work 7"),
+        (("stop",), USAGE, "WORK"),
         (("check", "-f", "nothing.yaml"), USAGE, "nothing.yaml cannot be read: No such file or directory"),
         (("check",), USAGE, "--file"),
         (("list", "--factory", "nothing.yaml"), NO_INPUT, "nothing.yaml"),
@@ -476,7 +494,8 @@ def test_a_definition_that_is_malformed_is_told_with_every_line(place: Place) ->
         ("check --push h", ["here"]),
         ("status ", ["1"]),
         ("log ", ["1"]),
-        ("", ["list", "check", "build", "push", "status", "log"]),
+        ("stop ", ["1"]),
+        ("", ["list", "check", "build", "push", "status", "log", "stop"]),
     ],
 )
 def test_names_of_images_and_providers_and_numbers_of_works_are_completed(place: Place, words: str, names: list[str]) -> None:

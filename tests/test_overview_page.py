@@ -829,6 +829,66 @@ def test_a_log_goes_on_while_it_is_read_and_the_focus_stays(tab: Opened, made: C
     expect(page.get_by_text("Log of app")).to_be_focused()
 
 
+def test_a_build_that_hangs_is_stopped_by_keyboard_by_whoever_is_sure(tab: Opened, made: Callable[..., Made]) -> None:
+    here = made(app=WAITS % "one", other="")
+    opened = tab(here.url, viewport=WIDE)
+    page = live(opened)
+    page.get_by_role("button", name="Build app").press("Enter")
+    expect(at(page, "app")).to_contain_text("STEP 4/")
+    assert row(page, "app").get_by_role("button").all_inner_texts() == ["Stop"]
+    stop = page.get_by_role("button", name="Stop the build of app")
+    stop.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Stop the build of app?")
+    # The first that Enter does is nothing.
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(stop).to_be_focused()
+    expect(word(page, "app")).to_have_text("BUILDING")
+    stop.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(word(page, "app")).to_have_text("FAILED")
+    expect(at(page, "app")).to_contain_text("stopped")
+    expect(news(page)).to_contain_text("Build of app: FAILED, stopped")
+    assert news(page).inner_text().count("FAILED") == 1
+    # Its button has gone, and the image that it is of has the focus.
+    expect(row(page, "app").locator("th")).to_be_focused()
+    assert row(page, "app").get_by_role("button").all_inner_texts() == ["Build"]
+    here.pass_gate("one")
+    page.get_by_role("button", name="Build app").click()
+    expect(word(page, "app")).to_have_text("COMPLETE")
+    assert (opened.overflowing(), opened.unreadable(), opened.nameless(), opened.trouble) == ([], [], [], [])
+
+
+def test_a_push_that_hangs_is_stopped_and_where_that_cannot_be_it_is_told(
+    tab: Opened, made: Callable[..., Made], tmp_path: Path
+) -> None:
+    with registry(tmp_path / "near") as near:
+        here = made(plain("near", near), app="")
+        opened = tab(here.url, viewport=PHONE)
+        page = live(opened)
+        page.get_by_role("button", name="Build app").click()
+        push = page.get_by_role("button", name="Push app to near")
+        expect(push).to_be_visible()
+        near.hang()
+        push.click()
+        stop = page.get_by_role("button", name="Stop the push of app to near")
+        expect(stop).to_be_visible()
+        assert (opened.overflowing(), opened.unreadable(), opened.nameless()) == ([], [], [])
+        here.end()
+        stop.click()
+        page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
+        expect(page.locator("#pressed-said")).to_have_text("The server cannot be reached.")
+        here.begin()
+        live(opened)
+        stop.click()
+        page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
+        expect(news(page)).to_contain_text("Push of app to near: FAILED, stopped")
+        expect(page.locator("#pressed-said")).to_have_text("")
+        expect(stop).to_be_hidden()
+
+
 def test_what_providers_say_is_shown_as_it_is(tab: Opened, made: Callable[..., Made], store: Registry, tmp_path: Path) -> None:
     with registry(tmp_path / "far") as far:
         here = made(f"{plain('near', store)}, {plain('far', far)}", app="")

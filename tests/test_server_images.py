@@ -237,6 +237,46 @@ def test_what_is_on_offer_can_be_asked_for_as_it_is_told_until_nothing_is(
     assert told["actions"] == []
 
 
+def test_a_build_that_hangs_is_stopped_by_whoever_asks_and_all_are_told_the_same(
+    place: Place, serve: Callable[..., Server]
+) -> None:
+    opened = gated(place)
+    server = serve()
+    ways: list[Callable[[str], Any]] = [
+        lambda number: server.client.delete(f"/v1/builds/{number}").json(),
+        lambda number: place.type("stop", number, "--json").json,
+        lambda number: place.type("stop", number, "--json", SIDECAR_SERVER=server.url).json,
+    ]
+    for stop in ways:
+        where = asked(server, "slow")
+        until(lambda where=where: "RUN" in server.get(where)["status_detail"]["activity"], "it is under way")  # type: ignore[misc]
+        told = stop(where.rpartition("/")[2])
+        assert (told["status"], told["status_detail"]["error"]) == ("FAILED", "stopped")
+        # It is over now, and stays so whoever stops it again.
+        assert [each(where.rpartition("/")[2]) for each in ways] == [told] * len(ways)
+        assert server.get(where) == told
+    opened.touch()
+    assert server.over(asked(server, "slow"))["status"] == "COMPLETE"
+
+
+def test_a_push_is_stopped_where_pushes_are_and_nothing_is_stopped_where_builds_are(
+    place: Place, here: Registry, serve: Callable[..., Server]
+) -> None:
+    place.define(host=here.host)
+    server = serve()
+    build = asked(server, "app")
+    server.over(build)
+    # Its providers are asked before it is pushed: who does not answer them is not waited for.
+    here.hang()
+    push = server.client.post(f"{build}/pushes", json={"provider": "here"}).headers["Location"]
+    elsewhere = server.client.delete(push.replace("pushes", "builds"))
+    assert (elsewhere.status_code, elsewhere.headers["Location"]) == (307, push)
+    assert server.get(push)["status"] in ("PENDING", "PUSHING")
+    told = server.client.delete(push)
+    assert (told.status_code, told.json()["status_detail"]["error"]) == (200, "stopped")
+    assert server.client.delete("/v1/pushes/99").status_code == 404
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
 

@@ -4,14 +4,13 @@
         shop.image("app", "RUN echo hello")       FROM scratch, with busybox as its shell
         work = shop.built("app")                  asked for, and waited for
 
-Builders end by themselves when nothing waits. What is left at the end of a test is ended, by the process that holds its lease.
+Builders end by themselves when nothing waits. What is not over at the end of a test is failed, of which they hear.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from sidecar.factory.buildah import Buildah
 from sidecar.factory.builder import see_to
 from sidecar.factory.context import digest, open_definition
 from sidecar.factory.definition import Definition
-from sidecar.factory.model import Asked, Target, Work
+from sidecar.factory.model import UNDER_WAY, Asked, Target, Work
 from sidecar.factory.records import Records, open_records
 from sidecar.factory.site import Site
 
@@ -51,11 +50,9 @@ class Workshop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Nothing that waits shall be begun any more.
-        for work in self.records.find(status=("PENDING",), limit=1000):
+        # A builder that is killed would leave a buildah that removes what is left, when that is removed here.
+        for work in self.records.find(status=UNDER_WAY, limit=1000):
             self.records.fail(work.id, "the test is over", microseconds())
-        for pid in self.builders():
-            os.kill(pid, signal.SIGKILL)
         self.idle()
         self.records.close()
         assert not self.mounts(), "a mount was left"

@@ -306,6 +306,23 @@ def log(number: int, follow: bool, factory: str) -> None:
             time.sleep(_PAUSE)
 
 
+@image.command(epilog=_ending("0;", "sidecar image stop 7", missing=", or work"))
+@_number
+@factory_option
+@json_option
+def stop(number: int, factory: str, as_json: bool) -> None:
+    """End a build or push that waits or is under way, of any site. Python: factory.factory.Factory.stop.
+
+    It is FAILED then, with the error `stopped`, and may be asked for again. What is over stays as it ended.
+    """
+    with _asked(factory) as asked:
+        work = asked.stop(number)
+    if as_json:
+        print_json(work.as_json())
+    else:
+        click.echo(printable(f"{called(work)}: {work.status} {work.error or work.digest}".rstrip()))
+
+
 # --- asking ------------------------------------------------------------------------------------------------------------
 
 
@@ -341,8 +358,14 @@ def _waited(asked: AnyFactory, works: Sequence[Work]) -> list[Work]:
     try:
         return wait(asked, works)
     except KeyboardInterrupt:
-        complain("sidecar", "what was asked for goes on; see: sidecar image status --watch")
+        complain("sidecar", f"what was asked for goes on; see: sidecar image status --watch{_how_to_stop(works)}")
         raise
+
+
+def _how_to_stop(works: Sequence[Work]) -> str:
+    """Return what is said of ending works, those that were not over when they were asked for; "" where all were."""
+    numbers = [str(work.id) for work in works if not work.over]
+    return f"; to end it: sidecar image stop {' or '.join(numbers)}" if numbers else ""
 
 
 def _checked(rows: Iterable[Named], providers: Sequence[str]) -> int:

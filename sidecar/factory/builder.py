@@ -13,8 +13,9 @@ once more: what was asked for when all slots were taken is seen by those who hav
 builds elsewhere does not see it.
 
 A builder holds a lease (see records) from before it claims a work until after it has recorded the end, and buildah ends with it.
-So a work that is under way is being done by somebody who is alive, or it is failed by whoever looks. And a builder that was taken
-for dead, as where a database was away, is told so by the records, and ends what it does.
+So a work that is under way is being done by somebody who is alive, or it is failed by whoever looks. And a builder whose work was
+stopped, or that was taken for dead, as where a database was away, is told so by the records: by what it records itself, and while
+buildah says nothing by a look now and then. It kills buildah, removes what that has left, and takes what waits.
 
 The context is looked at before and after: what was built of something else than was asked for is none of it.
 """
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 
 from sidecar import process
@@ -50,6 +51,8 @@ _BUILD = (
 )
 # How often, in seconds, what is said is recorded, and whether a base is built is looked at: records call nobody.
 _PAUSE = 0.05
+# How often, in seconds, it is looked whether a work was stopped that says nothing.
+_LOOK = 1.0
 _PIECE = 1 << 16
 # What stands before what a builder says until it has seen what waits; how long, in seconds, nobody tries again where one ended
 # before that, and how much is told of what it said.
@@ -129,7 +132,7 @@ def build_all(said: str) -> None:
 
 
 class _Lost(Exception):
-    """The work is not this builder's any more: whoever looked took it for dead."""
+    """The work is not this builder's any more: somebody has stopped it, or took this builder for dead."""
 
 
 class Builder:
@@ -140,24 +143,26 @@ class Builder:
         self._records = records
 
     def do(self, work: Work) -> None:
-        """Do a work that was claimed, and record how it ended."""
-        try:
-            definition = open_definition(self._site.definition)
-            buildah = self._site.buildah(definition)
-            buildah.prepare()
-            buildah.clean()
-            made = (self._build if work.kind == "build" else self._push)(work, definition, buildah)
-        except _Lost:
-            return
-        except (SidecarError, OSError) as error:
-            problem = str(error)
-            self._record(lambda: self._records.fail(work.id, problem, _now()))
-        except Exception as error:
-            problem = f"a fault of the builder itself: {error!r}"
-            self._record(lambda: self._records.fail(work.id, problem, _now()))
-            raise
-        else:
-            self._record(lambda: self._records.finish(work.id, *made, _now()))
+        """Do a work that was claimed, record how it ended, and remove what it has left; where others build, they will."""
+        with ExitStack() as last:
+            try:
+                definition = open_definition(self._site.definition)
+                buildah = self._site.buildah(definition)
+                buildah.prepare()
+                buildah.clean()
+                last.callback(_clean, buildah)
+                made = (self._build if work.kind == "build" else self._push)(work, definition, buildah)
+            except _Lost:
+                pass
+            except (SidecarError, OSError) as error:
+                problem = str(error)
+                self._record(lambda: self._records.fail(work.id, problem, _now()))
+            except Exception as error:
+                problem = f"a fault of the builder itself: {error!r}"
+                self._record(lambda: self._records.fail(work.id, problem, _now()))
+                raise
+            else:
+                self._record(lambda: self._records.finish(work.id, *made, _now()))
 
     def _build(self, work: Work, definition: Definition, buildah: Buildah) -> tuple[str, str]:
         recipe = definition.image(work.image)
@@ -245,12 +250,14 @@ class Builder:
         """Record what is said, at once where nothing was said of late: each record is a transaction."""
         heard, due, moved, ended = b"", 0.0, False, False
         while not ended or heard:
-            patience = max(0.0, due - time.monotonic()) if heard else None
+            patience = max(0.0, due - time.monotonic()) if heard else _LOOK
             if not ended and select.select([reading], [], [], patience)[0]:
                 data = os.read(reading, _PIECE)
                 ended = not data
                 heard += data
                 moved = transcript.hear(data) or moved
+            elif not heard:
+                self._look(work)
             if heard and (ended or len(heard) >= _PIECE or time.monotonic() >= due):
                 if moved:
                     self._progress(work, transcript.percent, transcript.activity)
@@ -258,6 +265,11 @@ class Builder:
                 heard, moved, due = b"", False, time.monotonic() + _PAUSE
 
     # --- recording
+
+    def _look(self, work: Work) -> None:
+        with suppress(Unreachable):
+            if self._records.get(work.id).over:
+                raise _Lost
 
     def _progress(self, work: Work, percent: int, activity: str) -> None:
         with suppress(Unreachable):
@@ -284,6 +296,12 @@ class Builder:
 
 class _Failed(SidecarError):
     """What was asked for cannot be made; the message is the error of the work."""
+
+
+def _clean(buildah: Buildah) -> None:
+    # How the work ended is recorded; who cannot remove what is left tells the next of it, who begins with that.
+    with suppress(SidecarError):
+        buildah.clean()
 
 
 def _take_slot(site: Site) -> tuple[int, int]:

@@ -43,6 +43,8 @@ from sidecar.factory.provider import WITHIN, look
 from sidecar.factory.records import open_records
 from sidecar.factory.site import SLOTS, Site
 
+# The error of what somebody has stopped; nobody knows who it was.
+STOPPED = "stopped"
 # How often at most providers are asked again because a push has come to its end meanwhile.
 _TRIES = 3
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,253}[A-Za-z0-9])?")
@@ -179,6 +181,18 @@ class Factory:
     def work(self, number: int) -> Work:
         """Return a build or push as it is now; SourceMissing where there is none of that number."""
         self._attend()
+        return self._records.get(number)
+
+    def stop(self, number: int) -> Work:
+        """End a build or push that waits or is under way: it is FAILED then, with the error `stopped`. Return it as it ended.
+
+        What is over stays as it ended. That of another site ends as well: whoever does it hears of it from the records, within
+        about a second, and kills its buildah. SourceMissing where there is none of that number.
+        """
+        # No builder is begun for it: where none can be begun, that is what there may be to stop.
+        self._records.bury(_now())
+        if not self._records.get(number).over:
+            self._records.fail(number, STOPPED, _now())
         return self._records.get(number)
 
     def log(self, number: int, offset: int = 0) -> bytes:

@@ -61,7 +61,10 @@ class Records(Protocol):
         """Record that a work is COMPLETE; False where it is not under way, as one that was buried."""
 
     def fail(self, id: int, error: str, at: int) -> bool:  # noqa: A002
-        """Record that a work, PENDING or under way, has FAILED; False where it is over."""
+        """Record that a work, PENDING or under way, has FAILED; False where it is over.
+
+        Anybody may, of any site: its worker is told by the next thing that it records.
+        """
 
     def say(self, id: int, data: bytes) -> bool:  # noqa: A002
         """Append to the log of a work; False where it is over. Of more than LOG_LIMIT bytes the first are kept, then LOG_ENDS."""

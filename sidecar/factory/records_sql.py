@@ -2,7 +2,8 @@
 
 Whoever keeps them says how a statement is carried out and who is alive. A statement has ? where values stand, and neither % nor
 another ?. Each rule stands in the WHERE of the statement that it is about, not in what was read before: between the two others
-write. `ask` and `claim`, which look before they write, are alone meanwhile.
+write. `ask` and `claim`, which look before they write, are alone meanwhile; so is `fail`, for what it ends may be what `claim`
+sees waiting.
 
 The columns stand in sidecar.state and in records_postgres.
 """
@@ -206,6 +207,7 @@ class SqlRecords(ABC):
         return self._change(
             f"UPDATE work SET status = 'FAILED', error = ?, finished = ? WHERE id = ? AND (status = 'PENDING' OR {_UNDER_WAY})",
             *(_text(error), at, id),
+            alone=True,
         )
 
     def say(self, id: int, data: bytes) -> bool:  # noqa: A002
@@ -247,9 +249,9 @@ class SqlRecords(ABC):
         with self._mine, self._writing(durable=durable, alone=alone) as execute:
             yield execute
 
-    def _change(self, sql: str, *parameters: object, durable: bool = True) -> bool:
+    def _change(self, sql: str, *parameters: object, durable: bool = True, alone: bool = False) -> bool:
         """Carry out one statement about one work, and tell whether it was about any."""
-        with self._changing(durable=durable) as execute:
+        with self._changing(durable=durable, alone=alone) as execute:
             return bool(execute(f"{sql} RETURNING id", *parameters))
 
 

@@ -180,7 +180,15 @@ def _works(path: str, kind: Kind) -> Schema:
             )
         },
         f"{path}/{{id}}": {
-            "get": _said(f"How a {kind} stands.", {200: ("So.", work)}, 400, 404, elsewhere=True, parameters=[_ID])
+            "get": _said(f"How a {kind} stands.", {200: ("So.", work)}, 400, 404, elsewhere=True, parameters=[_ID]),
+            "delete": _said(
+                f"Stop a {kind} that waits or is under way: it is FAILED then, and may be asked for again. What is over stays.",
+                {200: ("It, as it ended.", work)},
+                400,
+                404,
+                elsewhere=True,
+                parameters=[_ID],
+            ),
         },
         f"{path}/{{id}}/log": {
             "get": _said(

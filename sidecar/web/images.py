@@ -6,10 +6,12 @@
     GET  /v1/builds[/{id}[/log]]
     POST /v1/builds/{id}/pushes           {provider} -> 202, and Location: the push
     GET  /v1/pushes[/{id}[/log]]
+    DELETE /v1/builds/{id}, /v1/pushes/{id}   stop it -> 200: it, as it ended
     GET  /v1/providers
     POST /v1/catalog/check                a manifest, YAML or JSON -> the images that it names
 
-What takes long is a work, which a builder does: asking returns at once, and asking again for the same is the same work. A factory
+What takes long is a work, which a builder does: asking returns at once, and asking again for the same is the same work. One that
+is stopped is over when that is answered, and its record stays; its builder ends what it does within about a second. A factory
 is opened for each request, in a thread of its own, for neither stores nor providers answer at once.
 """
 
@@ -28,7 +30,7 @@ from starlette.routing import Route
 
 from sidecar.errors import Fault, ParametersError
 from sidecar.factory.model import Action, Image, Kind, Work
-from sidecar.web.asked import number_of, object_of
+from sidecar.web.asked import by_method, number_of, object_of
 from sidecar.web.guard import body_of
 from sidecar.web.refusal import Told
 
@@ -57,7 +59,7 @@ def routes(opened: Opened) -> list[Route]:
         works = _Works(web, kind)
         found += [
             Route(f"/v1/{path}", works.all),
-            Route(f"/v1/{path}/{{id}}", works.one),
+            by_method(f"/v1/{path}/{{id}}", GET=works.one, DELETE=works.stop),
             Route(f"/v1/{path}/{{id}}/log", works.log),
         ]
     return found
@@ -141,6 +143,12 @@ class _Works:
     async def one(self, request: Request) -> Response:
         work = await self._get(request)
         return Told(work.as_json()) if work.kind == self._kind else _elsewhere(work, "")
+
+    async def stop(self, request: Request) -> Response:
+        work = await self._get(request)
+        if work.kind != self._kind:
+            return _elsewhere(work, "")
+        return Told((await self._web.ask(lambda factory: factory.stop(work.id))).as_json())
 
     async def log(self, request: Request) -> Response:
         """Answer a piece of the log behind `offset`; X-Next-Offset is where the next begins."""

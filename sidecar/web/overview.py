@@ -385,12 +385,15 @@ function cell(head) {
   const word = make("div", {className: "word"}), note = make("div", {className: "quiet text"});
   const track = make("div", {className: "track"}, make("span", {}, make("span")), make("span"));
   const error = make("div", {className: "bad text"}), button = make("button", {type: "button"});
-  const td = Object.assign(make("td", {}, word, note, track, error, button), {word, note, track, error, button});
+  // Another than what has begun it: whoever presses that twice stops nothing.
+  const stop = make("button", {type: "button", className: "plain", textContent: "Stop", hidden: true});
+  const td = Object.assign(make("td", {}, word, note, track, error, button, stop), {word, note, track, error, button, stop});
   set(td, "data-head", head);
   set(track.firstElementChild, "role", "progressbar");
   set(track.firstElementChild, "aria-valuemin", "0");
   set(track.firstElementChild, "aria-valuemax", "100");
   button.addEventListener("click", () => press(button));
+  stop.addEventListener("click", () => end(stop));
   return td;
 }
 async function press(button) {
@@ -399,6 +402,15 @@ async function press(button) {
   put(at("pressed-said"), "");
   try { await begin(button.action); } catch (error) { put(at("pressed-said"), error.message); }
   await refresh();
+  button.removeAttribute("aria-disabled");
+}
+async function end(button) {
+  const work = button.work;
+  if (button.getAttribute("aria-disabled") || !await sure("Stop the " + called(work) + "?")) return;
+  set(button, "aria-disabled", "true");
+  put(at("pressed-said"), "");
+  const action = {method: "DELETE", href: "/v1/" + (work.kind === "build" ? "builds/" : "pushes/") + work.id};
+  try { heardWork(await (await post(action)).json()); } catch (error) { put(at("pressed-said"), error.message); }
   button.removeAttribute("aria-disabled");
 }
 async function begin(action) {
@@ -423,6 +435,11 @@ function drawCell(td, word, note, work, error, action, label, text) {
   }
   put(td.error, error);
   show(td.error, !!error);
+  show(td.stop, !!bar);
+  if (bar) {
+    td.stop.work = work;
+    set(td.stop, "aria-label", "Stop the " + called(work));
+  }
   td.button.action = action;
   show(td.button, !!action);
   put(td.button, text);
@@ -433,6 +450,7 @@ function ended(work) {
   const took = work.started ? ", took " + whole(micro(work.finished - work.started)) : "";
   return moment(new Date(work.finished / 1000)) + took;
 }
+const called = (work) => work.kind + " of " + work.image + (work.provider ? " to " + work.provider : "");
 const failure = (work) => work && work.status === "FAILED" ? first(work.status_detail.error) : "";
 const activity = (work) => work && !over(work) ? work.status_detail.activity : "";
 
@@ -521,8 +539,8 @@ function heardWork(work) {
   works.set(work.id, work);
   if (known && known.status === work.status) { drawImages(); return; }
   if (settled) {
-    const what = work.kind === "push" ? "Push of " + work.image + " to " + work.provider : "Build of " + work.image;
-    news(what + ": " + work.status + (failure(work) ? ", " + failure(work) : ""));
+    const what = called(work);
+    news(what[0].toUpperCase() + what.slice(1) + ": " + work.status + (failure(work) ? ", " + failure(work) : ""));
     refresh().then(goOn);
   }
   drawImages();
