@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import uuid
@@ -22,11 +23,12 @@ import pytest
 import uvicorn
 from browser import PHONE, Tab, contrast
 from playwright.sync_api import Locator, Page, expect
-from processes import HANG, HOST, LONG, WRAP, processes_that_say, until
+from processes import BIN, HANG, HOST, LONG, WRAP, processes_that_say, until
 from registries import Registry, registry
 from session_contract import POLITE, container, mount, pod
 
 from sidecar.errors import SidecarError, SourceMissing
+from sidecar.factory.buildah import Buildah
 from sidecar.factory.factory import Factory
 from sidecar.functions.service import Service
 from sidecar.once.ledger import Ledger
@@ -911,6 +913,50 @@ def test_what_providers_say_is_shown_as_it_is(tab: Opened, made: Callable[..., M
         expect(word(page, "app", "far")).to_have_text("unreachable")
         expect(word(page, "app")).to_have_text("STALE")
         assert row(page, "app").get_by_role("button").all_inner_texts() == ["Build"]
+
+
+def test_the_page_the_commands_and_the_server_tell_the_same_of_the_same(
+    tab: Opened, made: Callable[..., Made], store: Registry
+) -> None:
+    here = made(f"{plain('near', store)}, archive: {{layout: kept}}", app="", fails="COPY missing /", gone="", new="", touched="")
+    with here.factory() as factory:
+        works = {name: factory.build(name).id for name in ("app", "fails", "gone", "touched")}
+        until(lambda: all(factory.work(each).over for each in works.values()), "they are built, or not")
+        push = factory.push(works["app"], "near").id
+        until(lambda: factory.work(push).over, "it is pushed")
+        images = Buildah(os.path.join(here.state, "images"))
+        images.run("rmi", factory.work(works["gone"]).digest)
+    (here.folder / "images" / "touched" / "why").write_text("another")
+
+    def listed(**variables: str) -> Any:
+        """Return what the command says of each image: its status, how it is at each provider, and what is on offer."""
+        command: list[str | Path] = [BIN / "sidecar", "image", "list", "--json"]
+        environment = {**os.environ, **variables}
+        ran = subprocess.run(command, capture_output=True, timeout=HANG, check=True, env=environment)
+        return told(json.loads(ran.stdout))
+
+    def told(images: Any) -> Any:
+        return {
+            each["name"]: (
+                {"Built": each["status"], **{at["provider"]: at["presence"] for at in each["providers"]}},
+                sorted((action["do"], action["provider"] or "Built") for action in each["actions"]),
+            )
+            for each in images
+        }
+
+    alone = listed(SIDECAR_STATE=here.state, SIDECAR_FACTORY=str(here.definition))
+    page = live(tab(here.url, viewport=WIDE))
+    shown = {}
+    for name in alone:
+        expect(word(page, name)).not_to_have_text("")
+        cells = {column: word(page, name, column).inner_text() for column in ("Built", "near", "archive")}
+        buttons = [(at(page, name, column).get_by_role("button").all_inner_texts(), column) for column in cells]
+        shown[name] = (cells, sorted((text.lower(), column) for texts, column in buttons for text in texts))
+    assert {name: cells["Built"] for name, (cells, _) in shown.items()} == {
+        "app": "COMPLETE", "fails": "FAILED", "gone": "MISSING", "new": "NEW", "touched": "STALE",
+    }  # fmt: skip
+    with here.client() as client:
+        assert shown == alone == listed(SIDECAR_SERVER=here.url) == told(client.get("/v1/images").json()["images"])
 
 
 def test_a_manifest_is_checked_and_all_that_is_on_offer_is_done_by_one_button(

@@ -1,7 +1,8 @@
 """What it costs that images are built by the factory, beside plain `buildah build`: `make bench-factory`.
 
     overhead    a build by Factory.build, until its end is recorded, beside buildah told the same
-    reads       a build that `sidecar serve` was asked for, its status read 100 times a second over HTTP, beside nobody reading
+    reads       a build that `sidecar serve` was asked for, its status read 100 times a second over HTTP, beside nobody reading:
+                one whose steps are a process each, and one whose steps are two each, with a pipe between them
 
 The overhead is all that the factory adds: the digest of the context, before and after; a builder, which is a process that has to
 begin; records on the disk; and namespaces around buildah.
@@ -11,7 +12,8 @@ It is a benchmark, no test: it prints whether each target was met, and ends with
 What one must know to change it safely. Each build has a store of its own, made and empty, in which nothing is that it could take
 instead of building. Ways that are compared take turns, each time another one first. When a build was over is told by its record,
 for which nobody looks more often than 20 times a second: whoever looks takes time of the machine's. The steps compute and do not
-sleep, for what goes on beside them shall slow them. Reads are due at fixed times, and made up for when they are late; how many
+sleep, for what goes on beside them shall slow them; those of two processes want more than one processor, and wait for each other.
+Reads are due at fixed times, and made up for when they are late; how many
 there were is told, for on a busy machine they are fewer.
 """
 
@@ -32,6 +34,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from coordination import Target, Times, end_on_sigterm, machine, print_rows, progress, read
@@ -45,6 +48,11 @@ SIDECAR = os.path.join(os.path.dirname(sys.executable), "sidecar")
 BUSYBOX = "/bin/busybox"
 IMAGE = "steps"
 STEPS, STEP = 5, 0.3  # of so many seconds each, about
+# What a step does, {} being how much of it, and with how much it is tried how long that takes.
+ONE, TWO = (
+    (f"{BUSYBOX} awk 'BEGIN {{{{ while (i < {{}}0000) i++ }}}}'", 100),
+    (f"{BUSYBOX} dd if=/dev/zero bs=1M count={{}} 2>/dev/null | {BUSYBOX} sha256sum", 64),
+)
 MOST, RATE = 1.05, 100
 LOOK = 0.05
 LONG = 120.0
@@ -54,14 +62,13 @@ WAYS = ("read 100 times a second", "not read")
 class Place:
     """A folder with a factory.yaml, the context of one image, a store of images that is made and empty, and records."""
 
-    def __init__(self, folder: Path, blocks: int) -> None:
+    def __init__(self, folder: Path, step: str) -> None:
         self.definition, self.state = folder / "images" / "factory.yaml", folder / "state"
         context = self.definition.parent / IMAGE
         context.mkdir(parents=True)
         self.definition.write_text("repository: bench/{image}\n")
         shutil.copy(BUSYBOX, context)
-        count = f"/bin/busybox dd if=/dev/zero bs=1M count={blocks} 2>/dev/null | /bin/busybox sha256sum"
-        steps = [f'RUN ["/bin/busybox", "sh", "-c", "{count} >/{number}"]' for number in range(STEPS)]
+        steps = [f'RUN ["{BUSYBOX}", "sh", "-c", {json.dumps(f"{step} >/{number}")}]' for number in range(STEPS)]
         (context / "Containerfile").write_text("\n".join(["FROM scratch", "COPY busybox /bin/", *steps, ""]))
         self.state.mkdir(mode=0o700)
         self.buildah = Buildah(str(self.state / "images"))
@@ -153,29 +160,58 @@ def read_status(client: http.client.HTTPConnection, where: str, rate: int, over:
         taken.append(time.monotonic_ns() - begun)
 
 
-def blocks() -> int:
-    """Return how many MiB one step has to hash so that it takes STEP here."""
-    count = f"{BUSYBOX} dd if=/dev/zero bs=1M count=64 2>/dev/null | {BUSYBOX} sha256sum"
+def step(kind: tuple[str, int]) -> str:
+    """Return the command of a step that takes STEP here."""
+    command, tried = kind
     taken = []
     for _ in range(5):
         begun = time.monotonic()
-        subprocess.run(["sh", "-c", count], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([BUSYBOX, "sh", "-c", command.format(tried)], stdout=subprocess.DEVNULL, check=True)
         taken.append(time.monotonic() - begun)
-    return max(1, round(64 * STEP / min(taken)))
+    return command.format(max(1, round(tried * STEP / min(taken))))
 
 
-def take_turns(top: Path, pairs: int, size: int, what: str, ways: Sequence[tuple[str, Callable[[Place], int]]]) -> list[Times]:
+def take_turns(top: Path, pairs: int, step: str, what: str, ways: Sequence[tuple[str, Callable[[Place], int]]]) -> list[Times]:
     """Measure each of two ways as often, each time the other one first. The first turn reads the files from disk."""
     found = [Times(name) for name, _ in ways]
     for turn in range(-1, pairs):
         for which in (0, 1)[:: 1 if turn % 2 else -1]:
             with tempfile.TemporaryDirectory(dir=top) as folder:
-                taken = ways[which][1](Place(Path(folder), size))
+                taken = ways[which][1](Place(Path(folder), step))
             if turn >= 0:
                 found[which].taken.append(taken)
         if turn >= 0:
             progress(what, turn + 1, pairs)
     return found
+
+
+class Watched(NamedTuple):
+    """Builds of one kind of step, with their status read and without, and how long each read took."""
+
+    what: str
+    builds: list[Times]
+    reads: Times
+
+
+def measure_reads(top: Path, pairs: int, step: str, what: str) -> Watched:
+    """Measure builds whose status is read."""
+    each_time: list[list[int]] = []
+
+    def watched(place: Place) -> int:
+        taken, each = place.served(RATE)
+        each_time.append(each)
+        return taken
+
+    builds = take_turns(top, pairs, step, f"reads, {what}", [(WAYS[0], watched), (WAYS[1], lambda place: place.served(0)[0])])
+    # Without those of the first turn.
+    return Watched(what, builds, Times("one read", [one for each in each_time[-pairs:] for one in each]))
+
+
+def compared(what: str, kinds: Sequence[Times]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of two ways."""
+    for number, kind in enumerate(kinds):
+        row = (kind.what, str(len(kind.taken)), f"{kind.median:.0f} ms", f"{kind.p99:.0f} ms")
+        yield ("" if number else what, *row, "" if number else f"{ratio(kinds):.3f}")
 
 
 def ratio(kinds: Sequence[Times]) -> float:
@@ -188,36 +224,32 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few samples: to see that it runs, not how fast it is")
     pairs = 2 if parser.parse_args().quick else 15
     signal.signal(signal.SIGTERM, end_on_sigterm)
-    each_time: list[list[int]] = []
-
-    def watched(place: Place) -> int:
-        taken, each = place.served(RATE)
-        each_time.append(each)
-        return taken
-
     with tempfile.TemporaryDirectory(prefix="bench-factory-") as name:
         top = Path(name)
-        about, size = machine(os.path.realpath(name)), blocks()
+        about, one, two = machine(os.path.realpath(name)), step(ONE), step(TWO)
         about["buildah"] = subprocess.run(["buildah", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
         overhead = take_turns(
-            top, pairs, size, "overhead", [("the factory", Place.ours), ("`buildah build`, the same arguments", Place.plain)]
+            top, pairs, two, "overhead", [("the factory", Place.ours), ("`buildah build`, the same arguments", Place.plain)]
         )
-        slowed = take_turns(top, pairs, size, "reads", [(WAYS[0], watched), (WAYS[1], lambda place: place.served(0)[0])])
+        watched = [
+            measure_reads(top, pairs, *each) for each in ((one, "a step is one process"), (two, "a step is two and a pipe"))
+        ]
         about["load after"] = read("/proc/loadavg").split()[0]
     print(", ".join(f"{what} {how}" for what, how in about.items()) + "\n")
     rows: list[tuple[str, ...]] = [("", "", "n", "median", "p99", "ratio"), ("---", "---", "---:", "---:", "---:", "---:")]
-    for what, kinds in (("an image of five steps is built", overhead), ("asked of `sidecar serve`", slowed)):
-        for number, kind in enumerate(kinds):
-            row = (kind.what, str(len(kind.taken)), f"{kind.median:.0f} ms", f"{kind.p99:.0f} ms")
-            rows.append(("" if number else what, *row, "" if number else f"{ratio(kinds):.3f}"))
-    reads = [one for each in each_time[-pairs:] for one in each]  # without those of the first turn
-    rate = len(reads) / (sum(slowed[0].taken) / 1e9)
-    told = Times(f"one read, of {rate:.0f} a second", reads)
-    rows.append(("", told.what, str(len(reads)), f"{told.median:.1f} ms", f"{told.p99:.1f} ms", ""))
+    rows += compared("an image of five steps is built", overhead)
+    for each in watched:
+        rows += compared(f"asked of `sidecar serve`; {each.what}", each.builds)
+        rate = len(each.reads.taken) / (sum(each.builds[0].taken) / 1e9)
+        read_ = (f"one read, of {rate:.0f} a second", str(len(each.reads.taken)))
+        rows.append(("", *read_, f"{each.reads.median:.1f} ms", f"{each.reads.p99:.1f} ms", ""))
     print_rows(rows)
     for target in (
         Target("a build beside plain buildah", MOST, "times", ratio(overhead)),
-        Target("a build whose status is read 100 times a second", MOST, "times", ratio(slowed)),
+        *(
+            Target(f"a build whose status is read 100 times a second, {each.what}", MOST, "times", ratio(each.builds))
+            for each in watched
+        ),
     ):
         print(f"{target.what}: {target.found:.3f} {target.unit}, target {target.limit:g}: {'met' if target.met else 'missed'}")
 
