@@ -236,7 +236,7 @@ class RecordsContract:
         ours = records.ask(APP, 2)
         assert (theirs.site, ours.site) == (ELSEWHERE, HERE)
         assert records.find() == [ours, theirs]
-        assert (records.waiting(HERE), records.waiting(ELSEWHERE), records.waiting("")) == (1, 1, 0)
+        assert (records.waiting(HERE), records.waiting(ELSEWHERE), records.waiting(""), records.waiting()) == (1, 1, 0, 2)
         worker = new_worker()
         with records.lease(worker):
             assert records.claim(worker, 3, "") is None

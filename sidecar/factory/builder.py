@@ -68,7 +68,8 @@ _LAYOUT_PATIENCE = 900.0
 
 def see_to(site: Site, records: Records) -> bool:
     """Have a builder begin, if a work waits and not all are at work; tell whether one was begun."""
-    if not records.waiting(site.name()):
+    # What a place is called stands in files: where nothing waits anywhere, as at most looks, they are not read.
+    if not records.waiting() or not records.waiting(site.name()):
         return False
     number, slot = _take_slot(site)
     if slot < 0:

@@ -48,8 +48,8 @@ class Records(Protocol):
     ) -> Work | None:
         """Return the newest work of a kind for an image at a site; to a provider, of a content or status, where one is named."""
 
-    def waiting(self, site: str) -> int:
-        """Return how many works of a site are PENDING."""
+    def waiting(self, site: str | None = None) -> int:
+        """Return how many works of a site are PENDING, or of all sites."""
 
     def claim(self, worker: str, at: int, site: str) -> Work | None:
         """Begin the PENDING work that was asked for first at a site, for whoever holds the lease `worker`, and return it."""

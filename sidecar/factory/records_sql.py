@@ -142,9 +142,11 @@ class SqlRecords(ABC):
         rows = self._reading(f"{_SELECT} WHERE {conditions} ORDER BY id DESC LIMIT 1", *named.values())
         return _work(rows[0]) if rows else None
 
-    def waiting(self, site: str) -> int:
+    def waiting(self, site: str | None = None) -> int:
         """Return how many are PENDING."""
-        return int(self._reading("SELECT count(*) FROM work WHERE status = 'PENDING' AND site = ?", _text(site))[0][0])
+        counted = "SELECT count(*) FROM work WHERE status = 'PENDING'"
+        found = self._reading(counted) if site is None else self._reading(f"{counted} AND site = ?", _text(site))
+        return int(found[0][0])
 
     def log(self, id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:  # noqa: A002
         """Return a part of what a work has said."""
