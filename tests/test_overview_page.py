@@ -424,6 +424,9 @@ def test_of_much_output_the_end_is_shown(tab: Opened, served: Callable[..., Serv
     assert opened.overflowing() == []
     # The end is what is seen of it.
     assert output.evaluate("each => each.scrollTop + each.clientHeight >= each.scrollHeight - 4")
+    asked = [each for each in opened.asked if "/runs/log" in each]
+    assert asked
+    assert all(each.endswith("&last=65536") for each in asked)
 
 
 # --- what it is told with ----------------------------------------------------------------------------------------------

@@ -262,6 +262,39 @@ def test_what_ran_once_is_told_with_what_it_wrote(here: Here, client: httpx.Clie
     assert [each["field"] for each in client.get("/v1/runs/one").json()["errors"]] == ["instance", "name"]
 
 
+def test_of_what_a_run_wrote_any_piece_is_told_and_where_the_next_begins(here: Here, client: httpx.Client) -> None:
+    script = "import os, time\nfor each in ((1, b'012'), (2, b'ab'), (1, b'345'), (2, b'cd')): os.write(*each); time.sleep(0.1)"
+    with Ledger(here.state) as ledger:
+        ledger.run_once("it", [sys.executable, "-c", script], instance="here")
+
+    def told(**query: Any) -> tuple[bytes, str]:
+        answer = client.get("/v1/runs/log", params={"instance": "here", "name": "it", **query})
+        return answer.content, answer.headers["X-Next-Offset"]
+
+    whole, _ = told()
+    assert (len(whole), told(source="stdout"), told(source="stderr")) == (10, (b"012345", "6"), (b"abcd", "4"))
+    for offset in range(11):
+        assert told(offset=offset) == (whole[offset:], "10")
+        assert told(last=offset) == (whole[10 - offset :], "10")
+    assert told(offset=8, last=4) == (whole[8:], "10")
+    assert told(offset=3, last=4, source="stdout") == (b"345", "6")
+    assert told(offset=2**63 - 1) == told(last=0) == (b"", "10")
+    assert told(last=2**63 - 1) == (whole, "10")
+    for query in ({"last": "-1"}, {"offset": "all"}):
+        answer = client.get("/v1/runs/log", params={"instance": "here", "name": "it", **query})
+        assert (answer.status_code, [each["field"] for each in answer.json()["errors"]]) == (400, list(query))
+
+
+def test_of_much_that_a_run_wrote_a_piece_is_told(here: Here, client: httpx.Client) -> None:
+    with Ledger(here.state) as ledger:
+        ledger.run_once("it", ["sh", "-c", "seq 400000"], instance="here")
+    written, offset = b"", 0
+    while piece := client.get("/v1/runs/log", params={"instance": "here", "name": "it", "offset": offset}).content:
+        assert len(piece) <= 1 << 20
+        written, offset = written + piece, offset + len(piece)
+    assert written.split() == [str(number).encode() for number in range(1, 400_001)]
+
+
 def test_bytes_that_are_no_characters_are_told_all_the_same(here: Here, client: httpx.Client) -> None:
     with Ledger(here.state) as ledger:
         ledger.run_once("odd", ["true", "\udcff"], instance="here")

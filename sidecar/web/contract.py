@@ -93,11 +93,30 @@ _RUNS: Schema = {
     "/v1/runs/one": {"get": _said("One run.", {200: ("It.", _json(_ref("Run")))}, 400, 404, parameters=_RUN)},
     "/v1/runs/log": {
         "get": _said(
-            "What a run wrote, as written.",
-            {200: ("Both streams as they were read, or one.", _LOG)},
+            "What a run wrote, as written; X-Next-Offset is where the next piece begins.",
+            {
+                200: (
+                    "Both streams as they were read, or one: behind `offset`, no more than the `last` bytes, or a piece of that.",
+                    _LOG,
+                )
+            },
             400,
             404,
-            parameters=[*_RUN, _named("source", "query", _enum(["stdout", "stderr"]), needed=False)],
+            parameters=[
+                *_RUN,
+                _named("source", "query", _enum(["stdout", "stderr"]), needed=False),
+                _named("offset", "query", _NUMBER, needed=False),
+                _named("last", "query", _NUMBER, needed=False),
+            ],
+        )
+    },
+    "/v1/runs/pieces": {
+        "get": _said(
+            "What a run wrote, piece by piece, in the order in which it was read.",
+            {200: ("The next behind the number `after`.", _json(_object(run=_ref("Run"), pieces=_list(_ref("Piece")))))},
+            400,
+            404,
+            parameters=[*_RUN, _named("after", "query", _NUMBER, needed=False)],
         )
     },
 }
@@ -277,6 +296,17 @@ _SCHEMAS: Schema = {
             "finished_at": _or_none(_TEXT),
             "status": _or_none(_NUMBER),
             "command": _list(_TEXT),
+        },
+    },
+    "Piece": {
+        "type": "object",
+        "required": ["number", "stream", "at"],
+        "properties": {
+            "number": _NUMBER,
+            "stream": _enum(["stdout", "stderr"]),
+            "at": _TEXT,
+            "text": _TEXT,
+            "base64": {"type": "string", "contentEncoding": "base64"},
         },
     },
     "Session": _object(

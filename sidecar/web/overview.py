@@ -300,19 +300,11 @@ const TAIL = 1 << 16;
 function cut(text, more = false) {
   return more || text.length > TAIL ? "… (only the end is shown)\n" + text.slice(-TAIL) : text;
 }
-async function tail(path, box) {  // the end of what somebody wrote, read as it comes
-  const reader = (await reach(path)).body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "", more = false;
-  for (let {done, value} = await reader.read(); !done; {done, value} = await reader.read()) {
-    text += value;
-    if (text.length > 4 * TAIL) { text = text.slice(-TAIL); more = true; }
-  }
-  fill(box, cut(text, more));
-}
-function endOf(path) {  // the same, asked for from where it was read to, and never more than the end of that
+function endOf(path) {  // the end of what somebody wrote, asked for from where it was read to, and never more than that
+  const from = path + (path.includes("?") ? "&" : "?") + "offset=";
   let next = 0, text = "", more = false, decoder;
   return async (box) => {
-    const answer = await reach(path + "?offset=" + next + "&last=" + TAIL);
+    const answer = await reach(from + next + "&last=" + TAIL);
     const piece = await answer.arrayBuffer(), behind = Number(answer.headers.get("X-Next-Offset"));
     if (!decoder || behind - piece.byteLength !== next) {
       more = behind > piece.byteLength;
@@ -872,7 +864,7 @@ const runs = new Map();
 
 function freshRun(run) {
   const query = "?instance=" + encodeURIComponent(run.instance) + "&name=" + encodeURIComponent(run.name);
-  const details = disclosure((box) => tail("v1/runs/log" + query, box));
+  const details = disclosure(endOf("v1/runs/log" + query));
   put(details.firstElementChild, "Output of " + run.name);
   const command = make("p", {className: "quiet text"});
   details.insertBefore(command, details.lastElementChild);
@@ -908,7 +900,7 @@ function drawRun(body, run) {
 }
 function drawRuns() {
   const all = [...runs.values()].sort((one, other) => other.claimed_at.localeCompare(one.claimed_at));
-  each(at("runs"), all, (run) => run.instance + " " + run.name, freshRun, drawRun);
+  each(at("runs"), all, (run) => run.instance + " " + run.name + " " + run.claimed_at, freshRun, drawRun);
   show(at("runs"), all.length > 0);
   show(at("no-runs"), !all.length);
 }

@@ -2,7 +2,7 @@
 
     GET /v1/runs                                     the latest, in the order in which they were claimed
     GET /v1/runs/one?instance=…&name=…               one
-    GET /v1/runs/log?instance=…&name=…&source=…      what it wrote, as written: stdout, stderr or both
+    GET /v1/runs/log?instance=…&name=…&source=…      what it wrote, as written: stdout, stderr or both, from `offset` on
     GET /v1/runs/pieces?instance=…&name=…&after=…    what it wrote, each piece with its stream and time, behind a number
 
 An instance's name holds slashes, so it is said in the query.
@@ -10,12 +10,12 @@ An instance's name holds slashes, so it is said in the query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar.errors import Fault, ParametersError, SourceMissing
@@ -28,7 +28,8 @@ from sidecar.web.refusal import Told
 Found = TypeVar("Found")
 # Who wants more than that asks for one by its name: each is read with its variables.
 _LATEST = 200
-_SOURCES = {"stdout": (STDOUT,), "stderr": (STDERR,), "": (STDOUT, STDERR)}
+_SOURCES = {"stdout": (STDOUT, STDOUT), "stderr": (STDERR, STDERR), "": (STDOUT, STDERR)}
+_PIECE = 1 << 20
 
 
 def routes(state: str) -> list[Route]:
@@ -63,23 +64,21 @@ class _Runs:
         return Told(as_json(await self._ask(request, lambda _, run: run)))
 
     async def log(self, request: Request) -> Response:
-        source = request.query_params.get("source", "")
+        """Answer a piece of what a run wrote behind `offset`; X-Next-Offset is where the next begins."""
+        said = request.query_params
+        source = said.get("source", "")
         if source not in _SOURCES:
             raise ParametersError([Fault("request", "source", "expected stdout or stderr")])
-        await self._ask(request, lambda _, run: run)
-        return StreamingResponse(self._written(request, _SOURCES[source]), media_type="application/octet-stream")
+        offset = number_of(said.get("offset"), "offset")
+        last = number_of(said["last"], "last") if "last" in said else None
+        behind, found = await self._ask(request, lambda ledger, run: ledger.piece(run, offset, _PIECE, last, _SOURCES[source]))
+        return Response(found, headers={"X-Next-Offset": str(behind)}, media_type="application/octet-stream")
 
     async def pieces(self, request: Request) -> Response:
         """Answer the next pieces behind `after`, with the run that they are of, as it was before."""
         after = number_of(request.query_params.get("after"), "after")
         run, found = await self._ask(request, lambda ledger, run: (run, ledger.pieces(run, after)))
         return Told({"run": as_json(run), "pieces": [piece_as_json(each) for each in found]})
-
-    def _written(self, request: Request, streams: tuple[int, ...]) -> Iterator[bytes]:
-        with Ledger(self._state, make=False) as ledger:
-            for piece in ledger.output(ledger.get(*_named(request))):
-                if piece.stream in streams:
-                    yield piece.bytes
 
     async def _ask(self, request: Request, question: Callable[[Ledger, Run], Found]) -> Found:
         named = _named(request)
