@@ -13,7 +13,7 @@ What one must know to change it safely. Each build has a store of its own, made 
 instead of building. Ways that are compared take turns, each time another one first. When a build was over is told by its record,
 for which nobody looks more often than 20 times a second: whoever looks takes time of the machine's. The steps compute and do not
 sleep, for what goes on beside them shall slow them; those of two processes want more than one processor, and wait for each other.
-Reads are due at fixed times, and made up for when they are late; how many there were is told, for on a busy machine they are fewer.
+Reads are due at fixed times, and made up for when they are late; how many there were is told, for a busy machine has fewer.
 Who reads is elsewhere, as a rule: so it takes as little of this machine as it can, a socket and no client's library.
 """
 
