@@ -155,8 +155,8 @@ def _refused(answer: _Answer, path: str) -> SidecarError:
     return Unreachable(message)
 
 
-class _Images:
-    """The methods of factory.Factory."""
+class _Part:
+    """A part of a server, which is let go of as the library's are: there is nothing to close, each request has a connection."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -168,7 +168,11 @@ class _Images:
         self.close()
 
     def close(self) -> None:
-        """Let go of nothing: each request is a connection of its own."""
+        """Let go of nothing."""
+
+
+class _Images(_Part):
+    """The methods of factory.Factory."""
 
     def images(self) -> list[Image]:
         """Return all images, as they are now."""
@@ -226,11 +230,8 @@ class _Images:
         return self._client.ask(method, f"/v1/pushes/{number}{rest}") if answer.status == 307 else answer
 
 
-class _Sessions:
+class _Sessions(_Part):
     """The methods of session.runner.Runner."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
 
     @property
     def image_volumes(self) -> bool:
@@ -278,22 +279,10 @@ class _Sessions:
         return self._client.made(self._client.ask("DELETE", path, patience=_GRACE + (grace or 0)), _status)
 
 
-class _Runs:
+class _Runs(_Part):
     """The methods of once.ledger.Ledger that tell of runs; of all that there are, the latest."""
 
     folder = ""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of nothing: each request is a connection of its own."""
 
     def runs(self) -> list[Run]:
         """Return the latest runs, in the order in which they were claimed."""
@@ -330,11 +319,8 @@ class _Runs:
             after = pieces[-1].number
 
 
-class _Functions:
+class _Functions(_Part):
     """What functions.service.Service does, but a call is waited for."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
 
     @property
     def runtimes(self) -> tuple[tuple[str, str], ...]:
