@@ -392,47 +392,6 @@ class RecordsContract:
                 records.say(work.id, b"x" * size)
         assert records.log(work.id) == b"x" * 100 + (LOG_ENDS if sum(sizes) > 100 else b"")
 
-    # --- forgetting
-
-    def done(self, records: Records, asked: Asked) -> Work:
-        """Return a work that is asked for and COMPLETE, and has said something."""
-        number = records.ask(asked, 1).id
-        with self.begun(records) as work:
-            assert work.id == number
-            records.say(number, b"said")
-            records.finish(number, "d", "r", 3)
-        return records.get(number)
-
-    def test_what_is_over_is_forgotten_with_what_it_said_and_its_number_is_nobody_elses(
-        self, records: Records, place: Place
-    ) -> None:
-        done, failed = self.done(records, APP), self.done(records, OTHER)
-        assert records.forget([failed.id, done.id, failed.id, 99, 0, -1, 1 << 80]) == [done.id, failed.id]
-        with place.open() as others:
-            assert others.find() == []
-            for ask in (others.get, others.log):
-                with pytest.raises(SourceMissing):
-                    ask(done.id)
-            assert others.latest("build", "app", HERE) is None
-        again = records.ask(APP, 4)
-        assert (again.id > failed.id, again.status) == (True, "PENDING")
-        assert records.log(again.id) == b""
-        assert records.forget([done.id]) == records.forget([]) == []
-
-    def test_what_is_not_over_is_not_forgotten(self, records: Records) -> None:
-        works = [records.ask(asked, 1).id for asked in (APP, OTHER)]
-        with self.begun(records):
-            assert records.forget(works) == []
-            assert sorted(work.id for work in records.find()) == works
-
-    def test_a_build_stays_as_long_as_a_push_of_it_does(self, records: Records) -> None:
-        build = self.done(records, APP)
-        push = records.ask(replace(PUSH, build=build.id), 4)
-        assert records.forget([build.id, push.id]) == []
-        records.fail(push.id, "stopped", 5)
-        assert records.forget([build.id]) == []
-        assert records.forget([build.id, push.id]) == [build.id, push.id]
-
     # --- who is alive
 
     def test_who_holds_a_lease_is_alive_until_it_lets_go(self, records: Records, place: Place) -> None:

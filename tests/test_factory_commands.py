@@ -211,28 +211,6 @@ def test_a_build_that_fails_names_the_step_and_its_exit_status_and_is_tried_agai
     assert [each["status"] for each in place.type("status", "--json").json] == ["COMPLETE", "FAILED", "FAILED"]
 
 
-def test_what_is_old_is_forgotten_and_its_images_are_removed_and_before_that_it_is_told(place: Place) -> None:
-    numbers = []
-    for text in ("one", "two", "three"):
-        (place.images / "app" / "file").write_text(text)
-        numbers.append(place.type("build", "app", "--json").json[0]["id"])
-    assert place.type("prune", "--older-than", "1h").out == "forgot 0 works, removed 0 images\n"
-    said = place.type("prune", "--older-than", "0", "--dry-run", "--json").json
-    assert [each["id"] for each in said["works"]] == [2, 1]
-    assert sorted(each["digest"] for each in said["works"]) == said["images"]
-    assert place.type("prune", "--older-than", "0", "--dry-run").out == "would forget 2 works, remove 2 images\n"
-    ended = place.type("prune", "--older-than", "0")
-    assert (ended.status, ended.out, ended.err) == (0, "forgot 2 works, removed 2 images\n", "")
-    assert [each["id"] for each in place.type("status", "--json").json] == [3]
-    assert place.of("app")["status"] == "COMPLETE"
-    assert place.type("prune", "--older-than", "0", "--json").json == {"works": [], "images": []}
-
-
-def test_no_server_is_asked_to_prune(place: Place) -> None:
-    ended = place.type("prune", "--older-than", "0", SIDECAR_SERVER="http://127.0.0.1:9")
-    assert (ended.status, ended.err) == (USAGE, "sidecar: --server: images are pruned where they are kept, and by no server\n")
-
-
 # --- manifests ---------------------------------------------------------------------------------------------------------
 
 
@@ -483,8 +461,6 @@ def test_at_a_terminal_works_are_bars_and_tables_have_colours(place: Place) -> N
         (("log", "7"), NO_INPUT, "there is no work 7"),
         (("stop", "7"), NO_INPUT, "there is no work 7"),
         (("stop",), USAGE, "WORK"),
-        (("prune",), USAGE, "--older-than"),
-        (("prune", "--older-than", "often"), USAGE, "--older-than"),
         (("check", "-f", "nothing.yaml"), USAGE, "nothing.yaml cannot be read: No such file or directory"),
         (("check",), USAGE, "--file"),
         (("list", "--factory", "nothing.yaml"), NO_INPUT, "nothing.yaml"),
@@ -519,7 +495,7 @@ def test_a_definition_that_is_malformed_is_told_with_every_line(place: Place) ->
         ("status ", ["1"]),
         ("log ", ["1"]),
         ("stop ", ["1"]),
-        ("", ["list", "check", "build", "push", "status", "log", "stop", "prune"]),
+        ("", ["list", "check", "build", "push", "status", "log", "stop"]),
     ],
 )
 def test_names_of_images_and_providers_and_numbers_of_works_are_completed(place: Place, words: str, names: list[str]) -> None:

@@ -1,10 +1,9 @@
 """What the factory tells of images and what it offers, decided without looking at anything."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 
-from sidecar.factory.model import Action, Asked, At, Found, Image, ImageStatus, Work, forgettable, image_status, offers, presence
+from sidecar.factory.model import Action, Asked, At, Found, Image, ImageStatus, Work, image_status, offers, presence
 
 BUILD = Work(1, "build", "app", "oci", "content", "COMPLETE", 100, digest="id")
 PUSH = Work(2, "push", "app", "oci", "content", "COMPLETE", 100, provider="here", build=1, digest="sha256:1")
@@ -97,49 +96,3 @@ def test_others_are_told_status_percent_detail_and_site() -> None:
     assert told["status_detail"] == {"activity": "STEP 3/6", "error": ""}
     assert (told["status"], told["percent_complete"]) == ("COMPLETE", 100)
     assert not {"worker", "percent"} & told.keys()
-
-
-# --- what may be forgotten ---------------------------------------------------------------------------------------------
-
-
-def forgotten(*works: Work, contents: Mapping[str, tuple[str, ...]] | None = None, before: int = 100) -> list[int]:
-    return [work.id for work in forgettable(works, before, contents or {})]
-
-
-def build(number: int, content: str = "content", **other: str) -> Work:
-    return replace(BUILD, id=number, content=content, finished=number, **other)  # type: ignore[arg-type]
-
-
-def push(number: int, of: int, provider: str = "here", **other: str) -> Work:
-    return replace(PUSH, id=number, build=of, provider=provider, finished=number, **other)  # type: ignore[arg-type]
-
-
-def test_of_builds_the_newest_stays_and_what_ended_after_that_moment_and_what_is_not_over() -> None:
-    assert forgotten(build(1), build(2), build(3)) == [1, 2]
-    assert forgotten(build(1), build(2), build(3), before=2) == [1]
-    assert forgotten(build(1, status="PENDING"), build(2, status="BUILDING"), build(3)) == []
-    assert forgotten(build(1), build(2, image="other"), build(3, image="other")) == [2]
-    assert forgotten() == []
-
-
-def test_of_builds_that_failed_since_the_newest_that_is_complete_stays_too() -> None:
-    assert forgotten(build(1), build(2), build(3, status="FAILED"), build(4, status="FAILED")) == [1, 3]
-
-
-def test_of_builds_of_what_is_there_now_the_newest_stays_and_the_newest_that_is_complete() -> None:
-    now = {"app": ("as now", "for docker")}
-    assert forgotten(build(1, "as now"), build(2, "as now"), build(3), build(4), contents=now) == [1, 3]
-    assert forgotten(build(1, "for docker"), build(2, "as now"), build(3), contents=now) == []
-    assert forgotten(build(1, "as now"), build(2, "as now", status="FAILED"), build(3), contents=now) == []
-    assert forgotten(build(1, "as now", image="other"), build(2, image="other"), contents=now) == [1]
-
-
-def test_of_pushes_the_newest_to_each_provider_stays_and_the_newest_that_is_complete() -> None:
-    pushes = [push(2, 1), push(3, 1, "there"), push(4, 1), push(5, 1, status="FAILED"), push(6, 1, status="FAILED")]
-    assert forgotten(build(1), *pushes) == [2, 5]
-
-
-def test_what_was_built_stays_as_long_as_a_push_of_it_does() -> None:
-    assert forgotten(build(1), push(2, 1), build(3), build(4)) == [3]
-    assert forgotten(build(1), push(2, 1), build(3), build(4), push(5, 4)) == [1, 2, 3]
-    assert forgotten(build(1), push(2, 1, status="PENDING"), build(3), push(4, 3)) == []

@@ -17,13 +17,11 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
 from sidecar.cli.works import AnyFactory, called, wait
 from sidecar.errors import DATA, IO, OK, UNAVAILABLE, SidecarError, SourceMissing, UsageError
 from sidecar.factory.model import TARGETS, At, Conflict, Image, Named, Work
-from sidecar.figures import counted
 
 if TYPE_CHECKING:
     from sidecar.factory.factory import Factory
@@ -323,30 +321,6 @@ def stop(number: int, factory: str, as_json: bool) -> None:
         print_json(work.as_json())
     else:
         click.echo(printable(f"{called(work)}: {work.status} {work.error or work.digest}".rstrip()))
-
-
-@image.command(epilog=_ending("0;", "sidecar image prune --older-than 30d", io=", or images\nnot removed"))
-@click.option("--older-than", type=Seconds(), metavar="T", required=True, help="Those that ended longer ago: 90s, 15m, 2h, 30d.")
-@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be.")
-@factory_option
-@json_option
-def prune(older_than: float, dry_run: bool, factory: str, as_json: bool) -> None:
-    """Forget builds and pushes that ended long ago, with their logs, and remove the images that only these have made.
-
-    The newest build of each image stays, that of what it is made of now, the newest push to each provider and what that is of.
-    Nothing is removed while something is built or pushed. Python: factory.factory.Factory.prune.
-    """
-    from sidecar.cli.server import server
-
-    if server() is not None:
-        raise UsageError("--server: images are pruned where they are kept, and by no server")
-    with open_factory(factory) as opened:
-        gone = opened.prune(older_than, dry_run=dry_run)
-    if as_json:
-        print_json(gone.as_json())
-    else:
-        forgot, removed = ("would forget", "remove") if dry_run else ("forgot", "removed")
-        click.echo(f"{forgot} {counted(len(gone.works), 'work')}, {removed} {counted(len(gone.images), 'image')}")
 
 
 # --- asking ------------------------------------------------------------------------------------------------------------

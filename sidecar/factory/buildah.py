@@ -3,7 +3,7 @@
     <store>/                      as containers/storage lays it out
         factory/containers.conf   limits that this machine can set
         factory/storage.conf      the store and its driver
-        factory/lock              shared by whoever builds, taken alone by whoever removes what is left, or images
+        factory/lock              shared by whoever builds, taken alone by whoever removes what is left
         factory/builds/<random>   the temporary files of one build or push; removed when buildah has done what it was to do
         factory/run-<boot>        what the store takes to be gone after a reboot
 
@@ -23,14 +23,14 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from sidecar import process
 from sidecar.errors import ConfigurationError, Unreachable
 from sidecar.factory.context import names_local
 from sidecar.factory.definition import LOCAL, Definition, Recipe
-from sidecar.factory.model import Conflict, Provider, Target
+from sidecar.factory.model import Provider, Target
 
 _FOLDER = "factory"
 _OWN_MOUNTS = ("unshare", "--mount")
@@ -39,8 +39,6 @@ _ALONE = (*_OWN_MOUNTS, "--pid", "--mount-proc", "--fork", "--kill-child", "sh",
 # What containers/image calls a part of an image before all of it is in a layout.
 _UNFINISHED = "oci-put-blob"
 _DRIVERS = ("overlay", "vfs")
-# What an image is called that is kept, and has lost its name to a later one.
-_KEPT = f"{LOCAL}/sidecar.kept"
 # podman and buildah allow themselves at most so many.
 _PROCESSES = 32768
 # How long buildah may take for what is a look at its store.
@@ -191,32 +189,6 @@ class Buildah:
         except OSError as error:
             raise Unreachable(f"{builds} cannot be emptied: {error.strerror}") from None
         return True
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep everybody else from building and pushing meanwhile. Conflict where somebody does."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise Conflict(
-                    "something is built or pushed here, and may stand on what would be removed: stop that, or wait"
-                ) from None
-            yield
-
-    def remove(self, images: Iterable[str], kept: Iterable[str]) -> None:
-        """Remove images by their ids, and the steps of their builds that nothing else stands on; for who is alone.
-
-        What another image is built on stays a part of that one. Those `kept` stay, whatever goes that was built on them: they are
-        given a name where they have none, for with the last image that is built on one without a name buildah removes that, too.
-        """
-        there = self.images()
-        for image in kept:
-            if there.get(image) == ():
-                self.run("tag", image, f"{_KEPT}:{image.removeprefix('sha256:')[:16]}")
-        for image in images:
-            # By its names, where it has some: several go with an id by force alone, which would take what stands on it.
-            self.run("rmi", *(there.get(image) or (image,)))
 
     @contextmanager
     def _lock(self, how: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Self
 
@@ -33,10 +33,8 @@ from sidecar.factory.model import (
     Kind,
     Named,
     Provider,
-    Pruned,
     Target,
     Work,
-    forgettable,
     image_status,
     offers,
     presence,
@@ -202,41 +200,7 @@ class Factory:
         self._attend()
         return self._records.log(number, offset)
 
-    def prune(self, older_than: float, *, dry_run: bool = False) -> Pruned:
-        """Forget the works of this site that ended longer ago than so many seconds, with their logs, and remove the images that
-        only these have made; return what is gone, or would be.
-
-        What is told of images stays so: the newest works of each stay, and builds that are pushed, see model.forgettable. Images
-        that no work here has made are left alone. Conflict where something is built or pushed here.
-        """
-        definition = self._defined()
-        contents = {name: {digest(definition, name, target) for target in TARGETS} for name in definition.images}
-        before = _now() - int(older_than * 1_000_000)
-        found, _ = self._prunable(definition, before, contents)
-        if dry_run or not found.works:
-            return found
-        buildah = self._site.buildah(definition)
-        buildah.prepare()
-        buildah.clean()
-        with buildah.alone():
-            # Again, for more may stand on it by now. And images first: those whose works were forgotten would be found by nobody.
-            found, kept = self._prunable(definition, before, contents)
-            if found.images:
-                buildah.remove(found.images, kept)
-            gone = {*self._records.forget([work.id for work in found.works])}
-        return Pruned(tuple(work for work in found.works if work.id in gone), found.images)
-
     # ---
-
-    def _prunable(self, definition: Definition, before: int, contents: Mapping[str, Collection[str]]) -> tuple[Pruned, set[str]]:
-        """Return what of this site may go, and the digests of all that stays, of other sites too: they may share a store."""
-        site, works = self._site.name(), self._records.find(limit=sys.maxsize)
-        gone = forgettable([work for work in works if work.site == site], before, contents)
-        numbers = {work.id for work in gone}
-        kept = {work.digest for work in works if work.kind == "build" and work.id not in numbers}
-        there = self._there(definition)
-        made = {work.digest for work in gone if work.kind == "build" and work.digest in there}
-        return Pruned(tuple(gone), tuple(sorted(made - kept))), kept
 
     def _defined(self) -> Definition:
         self._attend()

@@ -18,7 +18,7 @@ Times are microseconds since 1970, 0 for what has not happened. Percentages neve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
@@ -210,18 +210,6 @@ class Named:
         return cls(told["reference"], told["line"], image, told["note"])
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What was removed: works with their logs, and the ids of images in the store, each `sha256:…`."""
-
-    works: tuple[Work, ...] = ()
-    images: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what others are told of it."""
-        return {"works": [each.as_json() for each in self.works], "images": [*self.images]}
-
-
 class Conflict(ConfigurationError):
     """What is asked for does not go with how things are: a push of what is not built, a target that an image is not made for."""
 
@@ -270,23 +258,3 @@ def offers(image: str, status: ImageStatus, build: Work | None, at: Sequence[At]
     if status != "COMPLETE" or build is None:
         return ()
     return tuple(Action("push", image, each.provider, build.id) for each in at if each.presence in ("absent", "changed", "stale"))
-
-
-def forgettable(works: Collection[Work], before: int, contents: Mapping[str, Collection[str]]) -> list[Work]:
-    """Return those of a site's works that ended before that moment, and that nothing which is told of images stands on.
-
-    `contents` are the digests of what is in the context of each image now, for any target. What is newest stays: of the builds
-    of an image, and of those of what is there now; of the pushes to a provider; and of each of these what is COMPLETE. So does
-    what a push is of that stays.
-    """
-    newest: dict[tuple[str, ...], Work] = {}
-    for work in sorted(works, key=lambda work: work.id):
-        of: list[tuple[str, ...]] = [(work.kind, work.image, work.provider, "")]
-        if work.kind == "build" and work.content in contents.get(work.image, ()):
-            of.append((work.kind, work.image, "", work.content))
-        newest |= dict.fromkeys(of, work)
-        if work.status == "COMPLETE":
-            newest |= {(*each, work.status): work for each in of}
-    kept = {work.id for work in newest.values()} | {work.id for work in works if not work.over or work.finished >= before}
-    kept |= {work.build for work in works if work.id in kept}
-    return [work for work in works if work.id not in kept]

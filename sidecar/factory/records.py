@@ -14,7 +14,7 @@ may be used by several threads, and by those at once; what was forked opens its 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
@@ -68,10 +68,6 @@ class Records(Protocol):
 
     def say(self, id: int, data: bytes) -> bool:  # noqa: A002
         """Append to the log of a work; False where it is over. Of more than LOG_LIMIT bytes the first are kept, then LOG_ENDS."""
-
-    def forget(self, ids: Collection[int]) -> list[int]:
-        """Forget works and what they said, and return their numbers; not what is not over, nor a build that a push which stays is
-        of. No number is given to another work."""
 
     def log(self, id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:  # noqa: A002
         """Return what a work has said so far from that byte on, at most `limit` bytes of it. SourceMissing."""

@@ -2,8 +2,8 @@
 
 Whoever keeps them says how a statement is carried out and who is alive. A statement has ? where values stand, and neither % nor
 another ?. Each rule stands in the WHERE of the statement that it is about, not in what was read before: between the two others
-write. `ask`, `claim` and `forget`, which look before they write, are alone meanwhile; so is `fail`, for what it ends may be what
-`claim` sees waiting.
+write. `ask` and `claim`, which look before they write, are alone meanwhile; so is `fail`, for what it ends may be what `claim`
+sees waiting.
 
 The columns stand in sidecar.state and in records_postgres.
 """
@@ -17,12 +17,12 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 from sidecar.errors import SourceMissing
-from sidecar.factory.model import BEGUN, OVER, Asked, Kind, Status, Work
+from sidecar.factory.model import BEGUN, Asked, Kind, Status, Work
 
 Row = tuple[Any, ...]
 Execute = Callable[..., list[Row]]
@@ -42,7 +42,6 @@ _COLUMNS = (
 _ALL = ", ".join(_COLUMNS)
 _SELECT = f"SELECT {_ALL} FROM work"
 _UNDER_WAY = f"status IN ({', '.join(repr(status) for status in BEGUN.values())})"
-_OVER = f"status IN ({', '.join(map(repr, OVER))})"
 _BEGUN = f"CASE kind {' '.join(f'WHEN {kind!r} THEN {status!r}' for kind, status in BEGUN.items())} END"
 _DIED = "the builder died"
 # What both databases have as a number.
@@ -240,17 +239,6 @@ class SqlRecords(ABC):
             self._drop(worker)
             buried += [_work(row) for row in rows]
         return buried
-
-    def forget(self, ids: Collection[int]) -> list[int]:
-        """Forget works that are over."""
-        with self._changing(alone=True) as execute:
-            over = {id_ for (id_,) in execute(f"SELECT id FROM work WHERE {_OVER}")}.intersection(ids)
-            pushed = {build for id_, build in execute("SELECT id, build FROM work WHERE kind = 'push'") if id_ not in over}
-            gone = sorted(over - pushed)
-            for id_ in gone:
-                execute("DELETE FROM work_log WHERE work = ?", id_)
-                execute("DELETE FROM work WHERE id = ?", id_)
-        return gone
 
     # --- one thread at a time
 
