@@ -38,7 +38,12 @@ LAYERS = (
     ("linux",),  # what both processes and signals ask of the kernel
     ("parameters",),
     ("errors", "exits"),
-    ("values", "figures", "sidecar"),  # leaves: they import nothing of ours. `sidecar` is __init__.py, which holds the version
+    (
+        "values",
+        "figures",
+        "heard",
+        "sidecar",
+    ),  # leaves: they import nothing of ours. `sidecar` is __init__.py, which holds the version
 )
 # Who alone may import a module that is below many, and why.
 RESERVED_FOR = {
@@ -106,6 +111,7 @@ PURE = (
     "errors.py",
     "exits.py",
     "figures.py",
+    "heard.py",
     "sandbox.py",
     "values.py",
 )

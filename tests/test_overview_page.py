@@ -390,6 +390,15 @@ def test_runs_are_shown_the_newest_first_with_how_long_they_took_and_how_they_en
         assert cells[3].startswith(ended)
 
 
+def test_runs_whose_names_are_alike_when_they_are_said_at_once_are_two(tab: Opened, served: Callable[..., Served]) -> None:
+    here = served()
+    with Ledger(here.state) as ledger:
+        for instance, name in (("a", "b c"), ("a b", "c")):
+            ledger.run_once(name, ["true"], instance=instance)
+    page = live(tab(here.url))
+    expect(page.locator("#runs tbody")).to_have_count(2)
+
+
 def test_a_run_is_shown_from_its_beginning_to_its_end(tab: Opened, served: Callable[..., Served], tmp_path: Path) -> None:
     here = served()
     page = live(tab(here.url))

@@ -248,7 +248,7 @@ def test_a_server_is_sent_what_its_runner_takes_whichever_that_is(here: Here, tm
 
 
 def test_what_ran_once_is_told_with_what_it_wrote(here: Here, client: httpx.Client) -> None:
-    assert client.get("/v1/runs").json() == {"runs": []}
+    assert client.get("/v1/runs").json() == {"runs": [], "before": 0}
     with Ledger(here.state) as ledger:
         ledger.run_once("a/b", ["sh", "-c", "echo out; echo err >&2; exit 3"], instance="here/there")
     (run,) = client.get("/v1/runs").json()["runs"]

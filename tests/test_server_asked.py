@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -19,14 +20,16 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-from sidecar.errors import OutcomeUnknown, ParametersError, SourceMissing, Unreachable
+from sidecar.errors import Corrupt, OutcomeUnknown, ParametersError, SourceMissing, Unreachable
 from sidecar.exits import Exit
 from sidecar.functions.answer import Answer, Asked, Limits, Ran
 from sidecar.functions.runtimes import find_runtimes
 from sidecar.functions.service import Full, NobodyAnswered, Service
 from sidecar.once import Ledger
+from sidecar.once.asked import Asked as AskedOnce
 from sidecar.once.asked import Variable
 from sidecar.once.facts import FAILED_TO_START, FINISHED, RUNNING, UNKNOWN, Piece, Run, Written
+from sidecar.once.rows import insert
 from sidecar.once.run import follow
 from sidecar.once.told import as_json, of_json, piece_as_json, piece_of_json
 from sidecar.process import Identity
@@ -168,12 +171,69 @@ def test_a_server_of_the_environment_is_not_asked_for_what_ran_here(here: Here, 
     assert (listed.returncode, len(json.loads(listed.stdout))) == (0, 1)
 
 
-def test_a_server_and_a_ledger_of_ones_own_are_not_asked_together(here: Here) -> None:
-    refused = here.run("--server", here.url, "once", "list", "--state", here.state)
-    assert (refused.returncode, b"expected one of --server and --state" in refused.stderr) == (2, True)
+@pytest.mark.parametrize("flag", ["--state", "-c"])
+def test_a_server_and_a_ledger_of_ones_own_are_not_asked_together(here: Here, flag: str) -> None:
+    refused = here.run("--server", here.url, "once", "list", flag, here.state)
+    assert (refused.returncode, f"expected one of --server and {flag}".encode() in refused.stderr) == (2, True)
+
+
+def test_of_more_runs_than_one_answer_holds_all_are_told(here: Here, ledger: Ledger) -> None:
+    # To run them would take a minute. A hundred are larger than one answer may be.
+    with ledger.state.write() as transaction:
+        for number in range(450):
+            command = ("true", "\x01" * 20_000 * (number < 100))
+            asked_for = AskedOnce(f"at {number // 440}", f"r{number % 440}", command, "/", kept_command=command)
+            insert(transaction, asked_for, Identity(1, 1, "b", 0), number + 1, "")
+        transaction.execute("UPDATE run SET state = 'finished', finished = claimed")
+    assert [run.name for run in ledger.runs()] == [run.name for run in Client(here.url).runs.runs()]
+    assert [run.name for run in Client(here.url).runs.runs(3)] == ["r7", "r8", "r9"]
+    assert here.both("once", "list")[1].count(b"\n") == 451
+    several = here.run("--server", here.url, "once", "show", "r0")
+    assert (several.returncode, b"--instance 'at 0' or 'at 1'" in several.stderr) == (2, True)
+    assert here.run("--server", here.url, "once", "show", "r20").returncode == 0
+
+
+def test_who_is_no_server_of_ours_has_not_told_that_nothing_ran(here: Here) -> None:
+    assert here.both("once", "list")[:2] == (0, b"")
+    missing = here.run("--server", f"{here.url}/nothing", "once", "list")
+    assert (missing.returncode, b"is not served there" in missing.stderr) == (66, True)
+
+
+def test_a_run_whose_end_nobody_knows_is_told_with_where_something_can_be_done_about_it(here: Here, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    words = ["once", "run", "--name", "it", "--instance", INSTANCE, "--", "sh", "-c", "read l <fifo"]
+    environment = {**os.environ, "SIDECAR_STATE": here.state}
+    runs = Client(here.url).runs
+    with subprocess.Popen([BIN / "sidecar", *words], env=environment, cwd=tmp_path) as killed:
+        until(lambda: any(run.started for run in runs.runs()), "it runs")
+        killed.kill()
+    until(lambda: runs.get(INSTANCE, "it").state == UNKNOWN, "it is dead")
+    told = here.run("--server", here.url, "once", "logs", "it", "--follow")
+    remedy = f"for another run, where its ledger is: sidecar once forget --instance '{INSTANCE}' -- it"
+    assert (told.returncode, remedy.encode() in told.stderr) == (125, True)
+    here.both("once", "show", "it", "--instance", INSTANCE, "--json")
+
+
+def test_what_is_forgotten_while_it_is_followed_is_told_as_it_is_here(here: Here, ledger: Ledger) -> None:
+    ledger.run_once("it", ["seq", "400000"], instance=INSTANCE)
+    runs = Client(here.url).runs
+
+    def forget(piece: Piece) -> None:
+        if piece.number == 1:
+            ledger.forget(INSTANCE, "it")
+
+    with pytest.raises(OutcomeUnknown, match="forgotten"):
+        follow(runs, runs.get(INSTANCE, "it"), forget)
+
+
+def test_a_name_that_no_run_can_have_is_one_that_is_not_there(here: Here, ledger: Ledger) -> None:
+    ledger.run_once("it", ["true"], instance=INSTANCE)
+    for words in ((), ("--server", here.url)):
+        assert here.run(*words, "once", "show", os.fsdecode(b"\xff")).returncode == 66
 
 
 _texts = st.text(st.characters(codec="utf-8"), max_size=8)
+_numbers = st.integers(0, 2**63 - 1)
 _moments = st.integers(1, 4_000_000_000_000_000)
 _runs = st.builds(
     Run,
@@ -184,13 +244,13 @@ _runs = st.builds(
     st.sampled_from([RUNNING, FINISHED, FAILED_TO_START, UNKNOWN]),
     st.lists(_texts, max_size=3).map(tuple),
     _texts,
-    st.builds(Identity, st.integers(1, 99), st.integers(0), _texts, st.just(0)),
+    st.builds(Identity, st.integers(1, 99), _numbers, _texts, st.just(0)),
     _moments,
     st.just(0) | _moments,
     _moments,
     st.builds(Exit, st.integers(0, 255), st.sampled_from([0, 9, 15]), _texts, st.sampled_from([0, 69, 137])),
-    st.builds(Written, st.integers(0), st.integers(0)),
-    st.builds(Written, st.integers(0), st.integers(0)),
+    st.builds(Written, _numbers, _numbers),
+    st.builds(Written, _numbers, _numbers),
     _texts,
     st.lists(st.builds(Variable, _texts, _texts), max_size=3, unique_by=lambda each: each.name).map(tuple),
 )
@@ -201,7 +261,7 @@ def test_whoever_was_told_of_a_run_tells_the_same(run: Run) -> None:
     assert as_json(of_json(as_json(run))) == as_json(run)
 
 
-@given(st.builds(Piece, st.integers(1), st.sampled_from([1, 2]), _moments, st.binary(max_size=20)))
+@given(st.builds(Piece, _numbers, st.sampled_from([1, 2]), _moments, st.binary(max_size=20)))
 def test_whoever_was_told_of_a_piece_has_it(piece: Piece) -> None:
     assert piece_of_json(json.loads(json.dumps(piece_as_json(piece)))) == piece
 
@@ -254,6 +314,40 @@ def test_more_than_a_server_takes_is_told_with_the_field(here: Here) -> None:
 def test_a_server_and_runtimes_of_ones_own_are_not_asked_together(here: Here) -> None:
     refused = here.run("--server", here.url, "function", "list", "--runtimes", str(RUNTIMES))
     assert (refused.returncode, b"expected one of --server and --runtimes" in refused.stderr) == (2, True)
+    # What the command line says counts before what the environment does.
+    assert here.run("function", "list", "--runtimes", str(RUNTIMES), SIDECAR_SERVER="http://127.0.0.1:1").returncode == 0
+
+
+def test_a_server_of_functions_is_begun_here_and_asked_of_no_server(here: Here) -> None:
+    refused = here.run("--server", here.url, "function", "serve")
+    assert (refused.returncode, b"--server: serve is done here" in refused.stderr) == (2, True)
+
+
+def test_what_a_program_writes_comes_byte_by_byte(here: Here) -> None:
+    assert here.both("function", "run", "--timeout", "60s", "bash", "-", stdin=rb"printf 'a\377\0'; printf '\303' >&2") == (
+        0,
+        b"a\xff\0",
+        b"\xc3",
+    )
+
+
+def test_a_call_is_asked_for_as_it_is_and_waited_for_as_long_as_it_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def ask(_: Client, *words: Any, **how: Any) -> Any:
+        asked.append((*words, how["patience"]))
+        raise Unreachable("enough")
+
+    monkeypatch.setattr(Client, "ask", ask)
+    call = Asked(b"x", ("a",), b"in", '{"a": 1}', replace(Limits(), wall=40.0), 2, 39.0)
+    with pytest.raises(Unreachable):
+        Client("http://127.0.0.1:1").functions.call("bash:5", call)
+    ((method, path, body, patience),) = asked
+    assert (method, path) == ("POST", "/v1/functions/bash%3A5/invocations")
+    assert body == {
+        "source": "x", "args": ["a"], "stdin": "in", "context": {"a": 1}, "timeout": 40.0, "workers": 2, "delay": 39.0,
+    }  # fmt: skip
+    assert patience > 5 * (40 + 39)
 
 
 def answering(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Starlette:
@@ -275,8 +369,70 @@ def test_why_nobody_ran_it_is_raised_as_the_library_would() -> None:
         Client(url).functions.call("bash", Asked(b"x"))
 
 
+WRONG: tuple[Any, ...] = (None, True, -1, 10**400, 1.5, "x", "\ud800", [], [1], {}, {"x": 1})
+
+
+def otherwise(told: Any) -> Iterator[Any]:
+    """Yield what is told with each of its parts in turn missing, and of another kind."""
+    if isinstance(told, dict):
+        for name in told:
+            yield {key: value for key, value in told.items() if key != name}
+            for each in (*WRONG, *otherwise(told[name])):
+                yield {**told, name: each}
+    elif isinstance(told, list):
+        for number, part in enumerate(told):
+            for each in (*WRONG, *otherwise(part)):
+                yield [*told[:number], each, *told[number + 1 :]]
+
+
+class Said:
+    """A server that says what it is told to, whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.state = SimpleNamespace()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def test_whatever_a_server_answers_is_known_or_told_as_what_is_not() -> None:
+    run = as_json(
+        Run(1, "", "i", "n", FINISHED, ("true",), "/", Identity(1, 2, "b", 0), 1, 1, 1, Exit(0), variables=(Variable("a", "b"),))
+    )
+    piece = piece_as_json(Piece(1, 1, 1, b"x"))
+    won = Ran(1, "ok", 0, None, b"out", b"err", 0.25)
+    said = Said()
+    with served(cast(Starlette, said)) as url:
+        client = Client(url)
+        known = of_json({**run, "id": 7})
+        questions: list[tuple[Any, Any]] = [
+            ({"runs": [{"id": 7, **run}], "before": 0}, lambda: [as_json(each) for each in client.runs.runs()]),
+            ({"id": 7, **run}, lambda: as_json(client.runs.get("i", "n"))),
+            ({"run": {"id": 7, **run}, "pieces": [piece]}, lambda: [piece_as_json(each) for each in client.runs.pieces(known)]),
+            (Answer("bash", "5.2", won, (won,)).as_json(), lambda: client.functions.call("bash", Asked(b"x")).as_json()),
+            ({"functions": [{"language": "bash", "versions": ["5.2"]}]}, lambda: client.functions.runtimes),
+        ]
+        for told, question in questions:
+            said.body = json.dumps(told).encode()
+            assert question()
+            refused = 0
+            for each in otherwise(told):
+                said.body = json.dumps(each).encode()
+                try:
+                    # What is taken can be said to anybody.
+                    json.dumps(question(), ensure_ascii=False).encode(errors="surrogateescape")
+                except Corrupt:
+                    refused += 1
+            assert refused
+        said.body = json.dumps({"run": {"id": 7, **run}, "pieces": [piece, piece]}).encode()
+        with pytest.raises(Corrupt):
+            client.runs.pieces(known)
+
+
 def test_whoever_was_told_an_answer_tells_the_same() -> None:
-    won = Ran(2, "error", 3, None, b"out", b"err", 0.25)
+    won = Ran(2, "error", 3, None, b"\xff", b"err", 0.25)
     answer = Answer("bash", "5.2", won, (Ran(1, "lost", wall=0.5), won))
     assert Answer.of_json(answer.as_json()).as_json() == answer.as_json()
 

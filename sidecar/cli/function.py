@@ -17,7 +17,7 @@ import click
 from sidecar.cli.arguments import Seconds
 from sidecar.cli.entry import complain
 from sidecar.cli.listing import json_option, print_json, print_table
-from sidecar.cli.server import done_here, server, token_of, token_option
+from sidecar.cli.server import done_here, is_named, server, token_of, token_option
 from sidecar.errors import DEADLINE, ConfigurationError, UsageError
 from sidecar.functions.answer import MOST, MOST_WORKERS, Answer, Asked, Limits
 from sidecar.functions.runtimes import Runtime, find_runtimes
@@ -66,7 +66,12 @@ Example:  sidecar function run --timeout 10s python:3.11 sum.py -- 1 2 3""",
 )
 @click.option("--delay", type=Seconds(), metavar="T", default="0s", show_default=True, help="Begin each so long after the last.")
 @click.option("--timeout", type=Seconds(), metavar="T", default="3s", show_default=True, help="How long it may take.")
-@click.option("--context", metavar="TEXT", default="", help="What the program finds in $CONTEXT, JSON as a rule.")
+@click.option(
+    "--context",
+    metavar="TEXT",
+    default="",
+    help="What the program finds in $CONTEXT: JSON as a rule, at a server always, as that writes it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, with the workers.")
 @runtimes_option
 def run(
@@ -154,11 +159,12 @@ def found_runtimes(folders: Sequence[str]) -> tuple[Runtime, ...]:
 
 
 def _there(folders: Sequence[str]) -> Client | None:
-    """Return the server that is to run it, None for this machine; UsageError where both are said."""
-    there = server()
-    if there is not None and folders:
+    """Return the server that is to run it, None for this machine, as where its runtimes are named; UsageError where both are."""
+    if not folders:
+        return server()
+    if is_named():
         raise UsageError("--runtimes: a server has its own; expected one of --server and --runtimes")
-    return there
+    return None
 
 
 def _called_here(folders: Sequence[str], runtime: str, asked: Asked) -> Answer:

@@ -22,7 +22,7 @@ from sidecar import process
 from sidecar.cli.arguments import Seconds, parse_size
 from sidecar.cli.entry import complain, printable
 from sidecar.cli.listing import json_option, print_json, print_table
-from sidecar.cli.server import done_here, server_named
+from sidecar.cli.server import done_here, is_named, server_named
 from sidecar.errors import IO, Interrupted, SidecarError, SourceMissing, UsageError
 from sidecar.figures import amount, counted, duration
 from sidecar.once.asked import ask
@@ -42,9 +42,13 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TARGETS = (1, 2)
+# How many runs are told to whoever asks for one that is not there.
+_SHOWN = 10
 
 
 def _names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    if is_named(ctx):
+        return []  # who completes a word is not made to wait for a server
     try:
         with _where(ctx.params.get("state"), ctx.params.get("coordination")).open() as ledger:
             return [CompletionItem(run.name, help=run.instance) for run in ledger.runs() if run.name.startswith(incomplete)]
@@ -73,7 +77,8 @@ def _state(function: Function) -> Function:
 _instance = click.option(
     "--instance",
     metavar="I",
-    help="Where NAME is one and the same.  [default: $POD_UID/$CONTAINER_NAME, else -c DIR, else this host]",
+    help="Where NAME is one and the same.  "
+    "[default: $POD_UID/$CONTAINER_NAME, else -c DIR, else this host; at a server whichever has NAME]",
 )
 
 
@@ -106,10 +111,10 @@ class _There(NamedTuple):
     def run(self, ledger: AnyLedger, name: str, named: str | None) -> Run:
         if named is not None:
             return ledger.get(named, name)
-        runs = ledger.runs()
-        found = [run for run in runs if run.name == name]
+        found = ledger.runs(name=name)
         if not found:
-            raise SourceMissing(f"no run {name!r} there; runs there: {', '.join(run.name for run in runs[-10:]) or 'none'}")
+            known = [run.name for run in ledger.runs(_SHOWN)]
+            raise SourceMissing(f"no run {name!r} there; runs there: {', '.join(known) or 'none'}", known)
         if len(found) > 1:
             raise UsageError(f"{name!r} is several runs there: --instance {' or '.join(quoted(run.instance) for run in found)}")
         return found[0]
@@ -284,10 +289,14 @@ def show(name: str, instance: str | None, coordination: str | None, state: str |
 @json_option
 def list_(state: str | None, coordination: str | None, as_json: bool) -> None:
     """List all runs, in the order in which they were claimed. Python: Ledger.runs."""
+    where = _looked_at(state, coordination)
     try:
-        with _looked_at(state, coordination).open() as ledger:
+        with where.open() as ledger:
             runs = ledger.runs()
     except SourceMissing:
+        # Nothing has run here yet; who is no server of ours has nothing to tell.
+        if isinstance(where, _There):
+            raise
         runs = []
     if as_json:
         print_json([told(run) for run in runs])

@@ -60,15 +60,18 @@ def server() -> Client | None:
 def server_named() -> Client | None:
     """Return the server that the command line names: what runs once runs here, where SIDECAR_SERVER is set as well, and whoever
     looks for it then is not sent elsewhere."""
-    return server() if _is_named() else None
+    return server() if is_named() else None
 
 
 def done_here() -> None:
     """Refuse the server that the command line names: UsageError."""
-    if _is_named():
+    if is_named():
         raise UsageError(f"--server: {click.get_current_context().info_name} is done here, and asked of no server")
 
 
-def _is_named() -> bool:
-    context = click.get_current_context(silent=True)
-    return context is not None and context.find_root().get_parameter_source("server") is ParameterSource.COMMANDLINE
+def is_named(context: click.Context | None = None) -> bool:
+    """Tell whether a server is named on the command line, and not by the environment alone."""
+    context = context or click.get_current_context(silent=True)
+    if context is None or not (root := context.find_root()).params.get("server"):
+        return False
+    return root.get_parameter_source("server") is ParameterSource.COMMANDLINE

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from sidecar.errors import Fault
+from sidecar.heard import seconds, text, whole, whole_or_none
 
 Status = Literal["ok", "error", "timeout", "output-limit", "file-limit", "signalled", "worker-failed", "lost"]
 
@@ -106,7 +108,7 @@ class Answer:
     workers: tuple[Ran, ...] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the answer as plain data; what is no UTF-8 in the streams is replaced."""
+        """Return the answer as plain data; what is no UTF-8 in the streams is replaced, and told as it is beside that."""
         won = self.won
         return {
             "language": self.language,
@@ -116,6 +118,8 @@ class Answer:
             "signal": won.signal,
             "stdout": won.stdout.decode(errors="replace"),
             "stderr": won.stderr.decode(errors="replace"),
+            **_exact("stdout", won.stdout),
+            **_exact("stderr", won.stderr),
             "wall_ms": _milliseconds(won.wall),
             "worker": won.worker,
             "workers": [
@@ -128,21 +132,43 @@ class Answer:
     def of_json(cls, told: Mapping[str, Any]) -> Self:
         """Return the answer that others were told, without the output of who lost; KeyError or TypeError where it is none."""
         won = Ran(
-            told["worker"],
-            told["status"],
-            told["code"],
-            told["signal"],
-            told["stdout"].encode(),
-            told["stderr"].encode(),
-            told["wall_ms"] / 1000,
+            whole(told, "worker"),
+            _status(told),
+            whole_or_none(told, "code"),
+            whole_or_none(told, "signal"),
+            _bytes(told, "stdout"),
+            _bytes(told, "stderr"),
+            seconds(told, "wall_ms") / 1000,
         )
         ran = (
             won
             if each["worker"] == won.worker
-            else Ran(each["worker"], each["status"], wall=each["wall_ms"] / 1000, reason=each["reason"])
+            else Ran(whole(each, "worker"), _status(each), wall=seconds(each, "wall_ms") / 1000, reason=text(each, "reason"))
             for each in told["workers"]
         )
-        return cls(told["language"], told["version"], won, tuple(ran))
+        return cls(text(told, "language"), text(told, "version"), won, tuple(ran))
+
+
+def _status(told: Mapping[str, Any]) -> Status:
+    found = told["status"]
+    if found not in get_args(Status):
+        raise ValueError(f"{found!r} is no status of a worker")
+    status: Status = found
+    return status
+
+
+def _bytes(told: Mapping[str, Any], name: str) -> bytes:
+    exact = f"{name}_base64"
+    return base64.b64decode(text(told, exact), validate=True) if exact in told else text(told, name).encode()
+
+
+def _exact(name: str, data: bytes) -> dict[str, str]:
+    """Return the field that tells a stream which is no UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
+    return {}
 
 
 def _milliseconds(seconds: float) -> float:

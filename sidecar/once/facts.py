@@ -90,10 +90,10 @@ def now() -> int:
 
 
 def remedy(run: Run, folder: str) -> str:
-    """Return how to have another run, the ledger being in `folder`: the command to copy. "" is where it is by default."""
+    """Return how to have another run, the ledger being in `folder`: the command to copy. "" is a ledger that is elsewhere."""
     where = ("--state", folder) if folder else ()
     words = ("sidecar", "once", "forget", *where, "--instance", run.instance, "--", run.name)
-    return f"for another run: {' '.join(map(quoted, words))}"
+    return f"for another run{'' if folder else ', where its ledger is'}: {' '.join(map(quoted, words))}"
 
 
 def quoted(text: str) -> str:

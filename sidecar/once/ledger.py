@@ -98,6 +98,10 @@ class Ledger:
 
     def find(self, instance: str, name: str) -> Run | None:
         """Return the run of that name; None where there is none."""
+        try:
+            f"{instance}{name}".encode()
+        except UnicodeEncodeError:
+            return None  # bytes that no run is called
         return self._settled_one("SELECT * FROM run WHERE instance = ? AND name = ?", (instance, name))
 
     def get(self, instance: str, name: str) -> Run:
@@ -115,9 +119,15 @@ class Ledger:
         """Return how it stands with a run by now; None where it was forgotten."""
         return self._settled_one("SELECT * FROM run WHERE id = ?", (run.id,))
 
-    def runs(self, latest: int = -1) -> list[Run]:
-        """Return all runs, in the order in which they were claimed; or so many of them, those that were claimed last."""
-        rows = self.state.read("SELECT * FROM run ORDER BY id DESC LIMIT ?", (latest,))
+    def runs(self, latest: int = -1, before: int = 0, name: str = "") -> list[Run]:
+        """Return all runs, in the order in which they were claimed; or so many of them, those that were claimed last.
+
+        Of those alone that were claimed `before` the one of that id, unless it is 0, and that are called `name`, unless it is "".
+        """
+        rows = self.state.read(
+            "SELECT * FROM run WHERE (? = 0 OR id < ?) AND (? = '' OR name = ?) ORDER BY id DESC LIMIT ?",
+            (before, before, name, name, latest),
+        )
         return [self._settled(run_of(row)) for row in reversed(rows)]
 
     def pieces(self, run: Run, after: int = 0) -> list[Piece]:
@@ -145,6 +155,8 @@ class Ledger:
         of = (run.id, *streams)
         whole = int(self.state.read("SELECT total(length(bytes)) FROM output WHERE run = ? AND stream IN (?, ?)", of)[0][0])
         first = min(max(offset, 0 if last is None else whole - last), whole)
+        if first == whole:
+            return whole, b""
         found = self.state.read(
             "SELECT number, ends - size FROM "
             "(SELECT number, length(bytes) AS size, sum(length(bytes)) OVER (ORDER BY number) AS ends "
@@ -152,7 +164,7 @@ class Ledger:
             (*of, first, min(first + most, whole)),
         )
         if not found:
-            return first, b""
+            return first, b""  # it was forgotten meanwhile
         (number, begins), (end, _) = found[0], found[-1]
         rows = self.state.read(
             "SELECT bytes FROM output WHERE run = ? AND stream IN (?, ?) AND number BETWEEN ? AND ? ORDER BY number",

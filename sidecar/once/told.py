@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.exits import Exit
+from sidecar.heard import text, texts, whole, whole_or_none
 from sidecar.once.asked import Variable
-from sidecar.once.facts import RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, Written, moment
+from sidecar.once.facts import FAILED_TO_START, FINISHED, RUNNING, STDERR, STDOUT, UNKNOWN, Piece, Run, Written, moment
 from sidecar.process import Identity
 
+_STATES = (RUNNING, FINISHED, FAILED_TO_START, UNKNOWN)
 _STREAMS = {"stdout": STDOUT, "stderr": STDERR}
 # In the place of a hash, which nobody is told.
 _REDACTED = b"redacted"
@@ -47,30 +49,35 @@ def as_json(run: Run) -> dict[str, Any]:
 
 def of_json(told: Mapping[str, Any]) -> Run:
     """Return the run that others were told of; KeyError, TypeError or ValueError where it is none."""
-    signal, status = told["signal"] or 0, told["status"] or 0
-    code = told["exit_code"] or 0
-    owner = told["owner"]
+    state, owner = text(told, "state"), told["owner"]
+    if state not in _STATES:
+        raise ValueError(f"{state!r} is no state of a run")
+    signal, status, code = (whole_or_none(told, name) or 0 for name in ("signal", "status", "exit_code"))
     return Run(
-        id=0,
+        id=whole(told, "id") if "id" in told else 0,
         lease="",
-        instance=told["instance"],
-        name=told["name"],
-        state=told["state"],
-        command=tuple(told["command"]),
-        directory=told["directory"],
-        owner=Identity(owner["pid"], owner["ticks"], owner["boot"], 0),
+        instance=text(told, "instance"),
+        name=text(told, "name"),
+        state=state,
+        command=texts(told, "command"),
+        directory=text(told, "directory"),
+        owner=Identity(whole(owner, "pid"), whole(owner, "ticks"), text(owner, "boot"), 0),
         claimed=_at(told["claimed_at"]),
         started=_at(told["started_at"]),
         finished=_at(told["finished_at"]),
-        exit=Exit(code, signal, told["reason"], 0 if status == (128 + signal if signal else code) else status),
-        stdout=Written(told["stdout"]["bytes"], told["stdout"]["kept"]),
-        stderr=Written(told["stderr"]["bytes"], told["stderr"]["kept"]),
-        cut=told["cut"],
+        exit=Exit(code, signal, text(told, "reason"), 0 if status == (128 + signal if signal else code) else status),
+        stdout=_written(told["stdout"]),
+        stderr=_written(told["stderr"]),
+        cut=text(told, "cut"),
         variables=tuple(
-            Variable(name, hash=_REDACTED) if value is None else Variable(name, value)
+            Variable(name, hash=_REDACTED) if value is None else Variable(name, text(told["environment"], name))
             for name, value in told["environment"].items()
         ),
     )
+
+
+def _written(told: Mapping[str, Any]) -> Written:
+    return Written(whole(told, "bytes"), whole(told, "kept"))
 
 
 def piece_as_json(piece: Piece) -> dict[str, Any]:
@@ -88,8 +95,8 @@ def piece_of_json(told: Mapping[str, Any]) -> Piece:
     """Return the piece that others were told of; KeyError, TypeError or ValueError where it is none."""
     import base64
 
-    data = told["text"].encode() if "text" in told else base64.b64decode(told["base64"], validate=True)
-    return Piece(told["number"], _STREAMS[told["stream"]], _at(told["at"]), data)
+    data = text(told, "text").encode() if "text" in told else base64.b64decode(text(told, "base64"), validate=True)
+    return Piece(whole(told, "number"), _STREAMS[told["stream"]], _at(told["at"]), data)
 
 
 def _at(moment: str | None) -> int:

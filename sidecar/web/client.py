@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -31,7 +32,8 @@ from sidecar.errors import (
     Unreachable,
 )
 from sidecar.factory.model import Image, Kind, Named, Provider, Work
-from sidecar.functions.answer import Answer, Asked, Ran
+from sidecar.functions.answer import MOST_WORKERS, Answer, Asked, Ran
+from sidecar.heard import text, texts, whole
 from sidecar.once.facts import Piece, Run
 from sidecar.once.told import of_json as run_of_json
 from sidecar.once.told import piece_of_json
@@ -118,7 +120,7 @@ class Client:
         """Return what `make` makes of an answer; Corrupt where that is not of the form that is known here."""
         try:
             return make(json.loads(answer.body))
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OverflowError):
             raise Corrupt(f"{self._at.netloc} answers with what is not known here: is that a server of this version?") from None
 
 
@@ -280,13 +282,24 @@ class _Sessions(_Part):
 
 
 class _Runs(_Part):
-    """The methods of once.ledger.Ledger that tell of runs; of all that there are, the latest."""
+    """The methods of once.ledger.Ledger that tell of runs."""
 
     folder = ""
 
-    def runs(self) -> list[Run]:
-        """Return the latest runs, in the order in which they were claimed."""
-        return self._client.get("/v1/runs", lambda told: [run_of_json(each) for each in told["runs"]])
+    def runs(self, latest: int = -1, before: int = 0, name: str = "") -> list[Run]:
+        """Return all runs, in the order in which they were claimed, or those of them that are asked for."""
+        found: list[Run] = []
+        while latest < 0 or len(found) < latest:
+            asked = {"before": str(before), "name": name}
+            runs, left = self._client.get(
+                "/v1/runs", lambda told: ([run_of_json(each) for each in told["runs"]], whole(told, "before")), **asked
+            )
+            found = runs + found
+            # Each answer is of those before the last one: whoever tells otherwise would be asked for ever.
+            if not left or (before and left >= before):
+                break
+            before = left
+        return found if latest < 0 else found[max(0, len(found) - latest) :]
 
     def get(self, instance: str, name: str) -> Run:
         """Return the run of that name; SourceMissing."""
@@ -298,18 +311,25 @@ class _Runs(_Part):
             found = self.get(run.instance, run.name)
         except SourceMissing:
             return None
-        return found if found.claimed == run.claimed else None
+        return found if found.id == run.id else None
 
     def pieces(self, run: Run, after: int = 0) -> list[Piece]:
         """Return the next pieces of what a run wrote, behind number `after`; none where there are no more, so far."""
         named = {"instance": run.instance, "name": run.name, "after": str(after)}
-        found, pieces = self._client.get(
-            "/v1/runs/pieces",
-            lambda told: (run_of_json(told["run"]), [piece_of_json(each) for each in told["pieces"]]),
-            **named,
-        )
+
+        def made(told: Any) -> tuple[Run, list[Piece]]:
+            pieces = [piece_of_json(each) for each in told["pieces"]]
+            numbers = [after, *(each.number for each in pieces)]
+            if any(number >= following for number, following in pairwise(numbers)):
+                raise ValueError("pieces go back")
+            return run_of_json(told["run"]), pieces
+
+        try:
+            found, pieces = self._client.get("/v1/runs/pieces", made, **named)
+        except SourceMissing:
+            return []
         # Where it was forgotten meanwhile, and ran again, that is another's output.
-        return pieces if found.claimed == run.claimed else []
+        return pieces if found.id == run.id else []
 
     def output(self, run: Run) -> Iterator[Piece]:
         """Yield what a run has written so far, in the order in which it was read."""
@@ -327,7 +347,9 @@ class _Functions(_Part):
         """Which there are, by language and version."""
         return self._client.get(
             "/v1/functions",
-            lambda told: tuple((each["language"], version) for each in told["functions"] for version in each["versions"]),
+            lambda told: tuple(
+                (text(each, "language"), version) for each in told["functions"] for version in texts(each, "versions")
+            ),
         )
 
     def call(self, runtime: str, asked: Asked) -> Answer:
@@ -340,7 +362,8 @@ class _Functions(_Part):
             "POST",
             f"/v1/functions/{_said(runtime)}/invocations",
             _invocation(asked),
-            patience=PATIENCE + asked.limits.wall,
+            # As long as all that may run it take, one after the other.
+            patience=PATIENCE + MOST_WORKERS * (asked.limits.wall + asked.delay),
             refused=_not_run,
         )
         return self._client.made(answer, Answer.of_json)
@@ -350,7 +373,7 @@ def _invocation(asked: Asked) -> dict[str, object]:
     """Return the body of a call; ParametersError with all that it cannot say."""
     faults: list[Fault] = []
 
-    def text(key: str, data: bytes) -> str:
+    def decoded(key: str, data: bytes) -> str:
         try:
             return data.decode()
         except UnicodeDecodeError:
@@ -358,9 +381,9 @@ def _invocation(asked: Asked) -> dict[str, object]:
             return ""
 
     told: dict[str, object] = {
-        "source": text("source", asked.source),
-        "args": [text("args", each.encode(errors="surrogateescape")) for each in asked.arguments],
-        "stdin": text("stdin", asked.stdin),
+        "source": decoded("source", asked.source),
+        "args": [decoded("args", each.encode(errors="surrogateescape")) for each in asked.arguments],
+        "stdin": decoded("stdin", asked.stdin),
         "timeout": asked.limits.wall,
         "workers": asked.workers,
         "delay": asked.delay,
@@ -385,7 +408,10 @@ def _not_run(answer: _Answer, path: str) -> SidecarError:
     if answer.status == 503:
         try:
             return NobodyAnswered(
-                [Ran(each["worker"], each["status"], reason=each["reason"]) for each in json.loads(answer.body)["workers"]]
+                [
+                    Ran(whole(each, "worker"), each["status"], reason=text(each, "reason"))
+                    for each in json.loads(answer.body)["workers"]
+                ]
             )
         except (ValueError, RecursionError, LookupError, TypeError):
             pass  # it is the server's own: a store that cannot be read

@@ -89,7 +89,19 @@ def _body(schema: Schema, *, needed: bool = True) -> Schema:
 _LOG = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _RUN = [_named("instance", "query"), _named("name", "query")]
 _RUNS: Schema = {
-    "/v1/runs": {"get": _said("What ran at most once.", {200: ("All.", _json(_object(runs=_list(_ref("Run")))))})},
+    "/v1/runs": {
+        "get": _said(
+            "What ran at most once, the latest last.",
+            {
+                200: (
+                    "As many as one answer holds; `before` asks for those before them.",
+                    _json(_object(runs=_list(_ref("Run")), before=_NUMBER)),
+                )
+            },
+            400,
+            parameters=[_named("name", "query", needed=False), _named("before", "query", _NUMBER, needed=False)],
+        )
+    },
     "/v1/runs/one": {"get": _said("One run.", {200: ("It.", _json(_ref("Run")))}, 400, 404, parameters=_RUN)},
     "/v1/runs/log": {
         "get": _said(
@@ -286,8 +298,9 @@ _IMAGES: Schema = {
 _SCHEMAS: Schema = {
     "Run": {
         "type": "object",
-        "required": ["name", "instance", "state", "claimed_at", "started_at", "finished_at", "status", "command"],
+        "required": ["id", "name", "instance", "state", "claimed_at", "started_at", "finished_at", "status", "command"],
         "properties": {
+            "id": _NUMBER,
             "name": _TEXT,
             "instance": _TEXT,
             "state": _enum(["running", "finished", "failed-to-start", "unknown"]),

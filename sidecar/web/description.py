@@ -124,7 +124,8 @@ def _call(most: Limits) -> dict[str, Any]:
 def _answer() -> dict[str, Any]:
     status = {"type": "string", "enum": _STATUSES}
     worker = {"worker": {"type": "integer"}, "status": status, "wall_ms": {"type": "number"}, "reason": {"type": "string"}}
-    return _object(
+    exact = {"type": "string", "contentEncoding": "base64", "description": "What it wrote, where that is no UTF-8."}
+    found = _object(
         {
             "language": {"type": "string"},
             "version": {"type": "string"},
@@ -138,6 +139,8 @@ def _answer() -> dict[str, Any]:
             "workers": {"type": "array", "items": _object(worker)},
         }
     )
+    found["properties"] |= {"stdout_base64": exact, "stderr_base64": exact}
+    return found
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -861,6 +861,7 @@ addEventListener("resize", () => drawSessions());
 // --- runs ------------------------------------------------------------------------------------------------------------
 
 const runs = new Map();
+const nameOf = (run) => run.instance + "\0" + run.name;
 
 function freshRun(run) {
   const query = "?instance=" + encodeURIComponent(run.instance) + "&name=" + encodeURIComponent(run.name);
@@ -900,12 +901,12 @@ function drawRun(body, run) {
 }
 function drawRuns() {
   const all = [...runs.values()].sort((one, other) => other.claimed_at.localeCompare(one.claimed_at));
-  each(at("runs"), all, (run) => run.instance + " " + run.name + " " + run.claimed_at, freshRun, drawRun);
+  each(at("runs"), all, (run) => nameOf(run) + "\0" + run.claimed_at, freshRun, drawRun);
   show(at("runs"), all.length > 0);
   show(at("no-runs"), !all.length);
 }
 function heardRun(run) {
-  const key = run.instance + " " + run.name, known = runs.get(key);
+  const key = nameOf(run), known = runs.get(key);
   runs.set(key, run);
   const exit = run.status ? ", exit " + run.status : "";
   if (settled && (!known || known.state !== run.state)) news("Run " + run.name + ": " + run.state + exit);
@@ -936,7 +937,7 @@ function heard(event, data) {
     return;
   }
   if (event === "gone") return forget(data.kind, data.id);
-  told.add(event + " " + (event === "run" ? data.instance + " " + data.name : event === "session" ? data.name : data.id));
+  told.add(event + " " + (event === "run" ? nameOf(data) : event === "session" ? data.name : data.id));
   if (event === "work") heardWork(data);
   else if (event === "session") heardSession(data);
   else if (event === "run") heardRun(data);

@@ -1,6 +1,6 @@
 """What ran at most once, over HTTP: read alone.
 
-    GET /v1/runs                                     the latest, in the order in which they were claimed
+    GET /v1/runs?name=…&before=…                     the latest, in the order in which they were claimed: of a name, before an id
     GET /v1/runs/one?instance=…&name=…               one
     GET /v1/runs/log?instance=…&name=…&source=…      what it wrote, as written: stdout, stderr or both, from `offset` on
     GET /v1/runs/pieces?instance=…&name=…&after=…    what it wrote, each piece with its stream and time, behind a number
@@ -10,8 +10,9 @@ An instance's name holds slashes, so it is said in the query.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -26,8 +27,8 @@ from sidecar.web.asked import number_of
 from sidecar.web.refusal import Told
 
 Found = TypeVar("Found")
-# Who wants more than that asks for one by its name: each is read with its variables.
-_LATEST = 200
+# So many are told at once, and no more once they are so many bytes: each is read with its variables, and may be large.
+_LATEST, _LARGE = 200, 4 << 20
 _SOURCES = {"stdout": (STDOUT, STDOUT), "stderr": (STDERR, STDERR), "": (STDOUT, STDERR)}
 _PIECE = 1 << 20
 
@@ -43,11 +44,11 @@ def routes(state: str) -> list[Route]:
     ]
 
 
-def runs_of(state: str) -> list[Run]:
-    """Return the latest runs of a ledger; none where there is no ledger yet."""
+def runs_of(state: str, before: int = 0, name: str = "") -> list[Run]:
+    """Return the latest runs of a ledger, see Ledger.runs; none where there is no ledger yet."""
     try:
         with Ledger(state, make=False) as ledger:
-            return ledger.runs(_LATEST)
+            return ledger.runs(_LATEST, before, name)
     except SourceMissing:
         return []
 
@@ -56,12 +57,22 @@ class _Runs:
     def __init__(self, state: str) -> None:
         self._state = state
 
-    async def all(self, _: Request) -> Response:
-        found = await run_in_threadpool(runs_of, self._state)
-        return Told({"runs": [as_json(each) for each in found]})
+    async def all(self, request: Request) -> Response:
+        """Answer as many as one answer holds; `before` is where those before them are to be had, 0 where there are none."""
+        before, name = number_of(request.query_params.get("before"), "before"), request.query_params.get("name", "")
+        found = await run_in_threadpool(runs_of, self._state, before, name)
+        told: list[dict[str, Any]] = []
+        size = 0
+        for each in reversed(found):
+            told.insert(0, _told(each))
+            size += len(json.dumps(told[0]))
+            if size > _LARGE:
+                break
+        left = len(told) < len(found) or len(found) == _LATEST
+        return Told({"runs": told, "before": told[0]["id"] if left else 0})
 
     async def one(self, request: Request) -> Response:
-        return Told(as_json(await self._ask(request, lambda _, run: run)))
+        return Told(_told(await self._ask(request, lambda _, run: run)))
 
     async def log(self, request: Request) -> Response:
         """Answer a piece of what a run wrote behind `offset`; X-Next-Offset is where the next begins."""
@@ -78,7 +89,7 @@ class _Runs:
         """Answer the next pieces behind `after`, with the run that they are of, as it was before."""
         after = number_of(request.query_params.get("after"), "after")
         run, found = await self._ask(request, lambda ledger, run: (run, ledger.pieces(run, after)))
-        return Told({"run": as_json(run), "pieces": [piece_as_json(each) for each in found]})
+        return Told({"run": _told(run), "pieces": [piece_as_json(each) for each in found]})
 
     async def _ask(self, request: Request, question: Callable[[Ledger, Run], Found]) -> Found:
         named = _named(request)
@@ -88,6 +99,10 @@ class _Runs:
                 return question(ledger, ledger.get(*named))
 
         return await run_in_threadpool(answer)
+
+
+def _told(run: Run) -> dict[str, Any]:
+    return {"id": run.id, **as_json(run)}
 
 
 def _named(request: Request) -> tuple[str, str]:

@@ -84,7 +84,7 @@ def _works(opened: images.Opened) -> Iterator[events.Thing]:
 
 def _runs(state: str) -> Iterator[events.Thing]:
     for each in runs.runs_of(state):
-        yield "run", f"{each.instance} {each.name}", as_json(each)
+        yield "run", f"{each.instance}\0{each.name}", as_json(each)
 
 
 def _sessions(machine: Machine) -> Iterator[events.Thing]:
