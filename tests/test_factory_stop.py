@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import memory
@@ -20,7 +22,7 @@ from workshop import Workshop, microseconds
 from sidecar.errors import SourceMissing
 from sidecar.factory.builder import see_to
 from sidecar.factory.factory import Factory
-from sidecar.factory.model import Asked, Work
+from sidecar.factory.model import UNDER_WAY, Asked, Work
 
 # Longer than any test, and found by what it says: what a build has begun in the background.
 SLEEPER = f"sleep 300.{os.getpid()}"
@@ -65,6 +67,25 @@ def left(shop: Workshop) -> dict[str, object]:
     return {what: each for what, each in found.items() if each}
 
 
+@contextmanager
+def builder_that(shop: Workshop, differs: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a builder begin that differs from others by that statement. It has ended when the block is left."""
+    slot = os.open(shop.site.slot(0), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(slot, fcntl.LOCK_EX)
+    code = f"import os, sys, time\nfrom sidecar.factory import builder, buildah\n{differs}\nbuilder.build_all(sys.stdin.read())"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=(slot,)) as begun:
+        os.close(slot)
+        assert begun.stdin is not None
+        begun.stdin.write(json.dumps([asdict(shop.site), slot]).encode())
+        begun.stdin.close()
+        try:
+            yield begun
+        finally:
+            for work in shop.records.find(status=UNDER_WAY):
+                shop.records.fail(work.id, "the test is over", microseconds())
+            open_gate(shop)
+
+
 def stopped_elsewhere(shop: Workshop, work: Work) -> Work:
     """Stop a work in a process of its own, and return what that was told."""
     code = (
@@ -87,6 +108,18 @@ def test_a_build_that_hangs_is_stopped_from_another_process_and_nothing_of_it_is
     again = shop.built("app")
     assert (again.status, again.content, again.id > work.id) == ("COMPLETE", work.content, True)
     assert shop.records.get(work.id) == over
+
+
+def test_a_build_that_never_ceases_to_say_something_is_stopped_where_that_cannot_be_kept(
+    shop: Workshop, factory: Factory
+) -> None:
+    shop.image("app", "RUN until [ -e /gate/on ]; do echo on; sleep 0.02; done\n")
+    work = shop.records.ask(shop.asked("app"), microseconds())
+    with builder_that(shop, "from sidecar.state import State; State.room = lambda _: 0"):
+        until(lambda: "RUN" in shop.records.get(work.id).activity, "it is under way")
+        assert factory.stop(work.id).error == "stopped"
+        assert left(shop) == {}
+    assert factory.log(work.id) == b""
 
 
 def test_when_all_who_build_hang_and_are_stopped_what_waits_begins(shop: Workshop, factory: Factory) -> None:

@@ -15,7 +15,7 @@ builds elsewhere does not see it.
 A builder holds a lease (see records) from before it claims a work until after it has recorded the end, and buildah ends with it.
 So a work that is under way is being done by somebody who is alive, or it is failed by whoever looks. And a builder whose work was
 stopped, or that was taken for dead, as where a database was away, is told so by the records: by what it records itself, and while
-buildah says nothing by a look now and then. It kills buildah, removes what that has left, and takes what waits.
+it records nothing by a look now and then. It kills buildah, removes what that has left, and takes what waits.
 
 The context is looked at before and after: what was built of something else than was asked for is none of it.
 """
@@ -51,7 +51,7 @@ _BUILD = (
 )
 # How often, in seconds, what is said is recorded, and whether a base is built is looked at: records call nobody.
 _PAUSE = 0.05
-# How often, in seconds, it is looked whether a work was stopped that says nothing.
+# How often, in seconds, it is looked whether a work was stopped of which nothing is recorded.
 _LOOK = 1.0
 _PIECE = 1 << 16
 # What stands before what a builder says until it has seen what waits; how long, in seconds, nobody tries again where one ended
@@ -250,6 +250,7 @@ class Builder:
     def _hear(self, work: Work, reading: int, transcript: BuildTranscript | PushTranscript) -> None:
         """Record what is said, at once where nothing was said of late: each record is a transaction."""
         heard, due, moved, ended = b"", 0.0, False, False
+        asked = time.monotonic()
         while not ended or heard:
             patience = max(0.0, due - time.monotonic()) if heard else _LOOK
             if not ended and select.select([reading], [], [], patience)[0]:
@@ -257,13 +258,15 @@ class Builder:
                 ended = not data
                 heard += data
                 moved = transcript.hear(data) or moved
-            elif not heard:
-                self._look(work)
             if heard and (ended or len(heard) >= _PIECE or time.monotonic() >= due):
-                if moved:
-                    self._progress(work, transcript.percent, transcript.activity)
-                self._say(work, heard)
+                answered = moved and self._progress(work, transcript.percent, transcript.activity)
+                answered = self._say(work, heard) or answered
+                asked = time.monotonic() if answered else asked
                 heard, moved, due = b"", False, time.monotonic() + _PAUSE
+            # Where what is said cannot be kept, as on a disk that is nearly full, nobody is told by saying it.
+            if time.monotonic() - asked >= _LOOK:
+                self._look(work)
+                asked = time.monotonic()
 
     # --- recording
 
@@ -272,16 +275,21 @@ class Builder:
             if self._records.get(work.id).over:
                 raise _Lost
 
-    def _progress(self, work: Work, percent: int, activity: str) -> None:
+    # What cannot be recorded now is not worth a build: the end is, and tells what could not be. So these tell whether it was.
+
+    def _progress(self, work: Work, percent: int, activity: str) -> bool:
         with suppress(Unreachable):
             if not self._records.progress(work.id, percent, activity):
                 raise _Lost
+            return True
+        return False
 
-    def _say(self, work: Work, data: bytes) -> None:
-        # What cannot be recorded now is not worth a build: the end is, and tells what could not be.
+    def _say(self, work: Work, data: bytes) -> bool:
         with suppress(Unreachable):
             if not self._records.say(work.id, data):
                 raise _Lost
+            return True
+        return False
 
     def _record(self, end: Callable[[], bool]) -> None:
         until = time.monotonic() + _PATIENCE
