@@ -28,6 +28,7 @@ from registries import Registry, registry
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from sidecar.factory.factory import Factory
+from sidecar.factory.records import open_records
 from sidecar.session.local import LocalRunner
 from sidecar.session.machine import Machine
 from sidecar.web.server import Parts, application
@@ -275,6 +276,31 @@ def test_a_push_is_stopped_where_pushes_are_and_nothing_is_stopped_where_builds_
     told = server.client.delete(push)
     assert (told.status_code, told.json()["status_detail"]["error"]) == (200, "stopped")
     assert server.client.delete("/v1/pushes/99").status_code == 404
+
+
+def test_what_waits_where_no_builder_can_begin_is_stopped_by_whoever_asks(
+    place: Place, serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    server = serve()
+    (broken / "sidecar").mkdir()
+    (broken / "sidecar" / "__init__.py").write_text("raise RuntimeError('not installed')\n")
+    ways: list[Callable[[str], Any]] = [
+        lambda number: server.client.delete(f"/v1/builds/{number}").json(),
+        lambda number: place.type("stop", number, "--json", PYTHONPATH="", SIDECAR_SERVER=server.url).json,
+    ]
+    for stop in ways:
+        # It is recorded, whether somebody has seen already that no builder can begin or not.
+        server.client.post("/v1/images/app/builds", json={})
+        with open_records(str(place.state)) as records:
+            number = str(records.find(limit=1)[0].id)
+        until(lambda number=number: server.client.get(f"/v1/builds/{number}").status_code == 503, "none begins")  # type: ignore[misc]
+        elsewhere = server.client.delete(f"/v1/pushes/{number}")
+        assert (elsewhere.status_code, elsewhere.headers["Location"]) == (307, f"/v1/builds/{number}")
+        told = stop(number)
+        assert (told["status"], told["status_detail"]["error"], told["id"]) == ("FAILED", "stopped", int(number))
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------

@@ -183,16 +183,19 @@ class Factory:
         self._attend()
         return self._records.get(number)
 
-    def stop(self, number: int) -> Work:
+    def stop(self, number: int, kind: Kind | str = "") -> Work:
         """End a build or push that waits or is under way: it is FAILED then, with the error `stopped`. Return it as it ended.
 
         What is over stays as it ended. That of another site ends as well: whoever does it hears of it from the records, within
-        about a second, and kills its buildah. SourceMissing where there is none of that number.
+        about a second, and kills its buildah. One that is not of `kind`, where that is said, is returned as it is. SourceMissing
+        where there is none of that number.
         """
         # No builder is begun for it: where none can be begun, that is what there may be to stop.
         self._records.bury(_now())
-        if not self._records.get(number).over:
-            self._records.fail(number, STOPPED, _now())
+        work = self._records.get(number)
+        if work.over or (kind and work.kind != kind):
+            return work
+        self._records.fail(number, STOPPED, _now())
         return self._records.get(number)
 
     def log(self, number: int, offset: int = 0) -> bytes:

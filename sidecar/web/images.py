@@ -145,10 +145,10 @@ class _Works:
         return Told(work.as_json()) if work.kind == self._kind else _elsewhere(work, "")
 
     async def stop(self, request: Request) -> Response:
-        work = await self._get(request)
-        if work.kind != self._kind:
-            return _elsewhere(work, "")
-        return Told((await self._web.ask(lambda factory: factory.stop(work.id))).as_json())
+        number = number_of(request.path_params["id"], "id")
+        # It is not looked at before: whoever looks has a builder begun, and is refused where none can be.
+        work = await self._web.ask(lambda factory: factory.stop(number, self._kind))
+        return Told(work.as_json()) if work.kind == self._kind else _elsewhere(work, "")
 
     async def log(self, request: Request) -> Response:
         """Answer a piece of the log behind `offset`; X-Next-Offset is where the next begins."""
