@@ -322,7 +322,7 @@ def test_with_a_database_an_image_is_built_on_another_pushed_and_found_at_its_pr
         work = one.built("upper")
         assert (work.status, work.percent) == ("COMPLETE", 100), one.factory.log(work.id)
         assert [(each.image, each.status) for each in one.factory.works()] == [("upper", "COMPLETE"), ("app", "COMPLETE")]
-        assert b"COMMIT localhost/sidecar/upper:0.1.0" in one.factory.log(work.id)
+        assert b"\nCOMMIT\n" in one.factory.log(work.id)
         pushed = over(one.factory, one.factory.push(work.id, "archive"))
         assert pushed.status == "COMPLETE", pushed.error
         at = {each.provider: each for each in one.factory.image("upper").providers}

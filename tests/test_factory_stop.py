@@ -122,6 +122,46 @@ def test_a_build_that_never_ceases_to_say_something_is_stopped_where_that_cannot
     assert factory.log(work.id) == b""
 
 
+# Until the gate is opened a builder waits: before it looks again at the context, or when the image was given its name.
+LOOKS = """
+digest, looks = builder.digest, []
+def waits(*asked):
+    looks.append(asked)
+    while len(looks) == 2 and not os.path.exists({gate!r}):
+        open({begun!r}, "w").close()
+        time.sleep(0.01)
+    return digest(*asked)
+builder.digest = waits
+"""
+NAMES = """
+name = buildah.Buildah.name
+def waits(*asked):
+    name(*asked)
+    while not os.path.exists({gate!r}):
+        open({begun!r}, "w").close()
+        time.sleep(0.01)
+buildah.Buildah.name = waits
+"""
+
+
+@pytest.mark.parametrize("differs", [LOOKS, NAMES], ids=["when it is built", "when it has its name"])
+def test_what_is_stopped_when_it_is_built_does_not_keep_the_name(shop: Workshop, factory: Factory, differs: str) -> None:
+    shop.image("app", "RUN echo first\n")
+    first = shop.built("app")
+    shop.idle()
+    shop.image("app", "RUN echo second\n")
+    work = shop.records.ask(shop.asked("app"), microseconds())
+    begun = shop.folder / "begun"
+    with builder_that(shop, differs.format(gate=str(shop.folder / "gate" / "on"), begun=str(begun))):
+        until(begun.exists, "it is built")
+        assert factory.stop(work.id).error == "stopped"
+        open_gate(shop)
+        assert left(shop) == {}
+    assert {each: names for each, names in shop.buildah.images().items() if names} == {first.digest: ("localhost/app:latest",)}
+    second = shop.built("app")
+    assert shop.buildah.images()[second.digest] == ("localhost/app:latest",)
+
+
 def test_when_all_who_build_hang_and_are_stopped_what_waits_begins(shop: Workshop, factory: Factory) -> None:
     hung = [hanging(shop, name) for name in ("one", "two")]
     shop.image("third", "RUN echo third\n")

@@ -67,7 +67,7 @@ class Buildah:
         labels: Mapping[str, str],
         id_file: str,
     ) -> list[str]:
-        """Return the command that builds an image; it leaves the image's id in the file `id_file`."""
+        """Return the command that builds an image, without a name; it leaves the image's id in the file `id_file`."""
         command = ["buildah", "build", "--layers", "--force-rm", "--isolation=chroot", f"--format={target}"]
         # What is of this machine alone is nowhere else: a server that happens to be here shall not be asked for it.
         here = base.startswith((f"{LOCAL}/", "sha256:")) or names_local(recipe)
@@ -79,7 +79,7 @@ class Buildah:
         command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
         command += [f"--label={name}={value}" for name, value in labels.items()]
         command += [f"--ignorefile={ignore or os.devnull}", f"--file={recipe.file}", f"--iidfile={id_file}"]
-        return [*_ALONE, *command, f"--tag={definition.local(recipe.name)}", recipe.context]
+        return [*_ALONE, *command, recipe.context]
 
     def push(self, image: str, provider: Provider, reference: str, *, digest_file: str) -> list[str]:
         """Return the command that pushes the image of an id; it leaves the digest of the manifest in the file `digest_file`."""
@@ -156,6 +156,10 @@ class Buildah:
             found = json.loads(self.run("images", "--all", "--no-trunc", "--json").stdout or "[]")
             self._seen = now, {_id(each["id"]): tuple(each["names"] or ()) for each in found}
         return self._seen[1]
+
+    def name(self, image: str, name: str) -> None:
+        """Give the image of an id a name, which another may have had until now."""
+        self.run("tag", image, name)
 
     def layers(self, image: str) -> int:
         """Return how many layers the image of an id has."""

@@ -17,7 +17,9 @@ So a work that is under way is being done by somebody who is alive, or it is fai
 stopped, or that was taken for dead, as where a database was away, is told so by the records: by what it records itself, and while
 it records nothing by a look now and then. It kills buildah, removes what that has left, and takes what waits.
 
-The context is looked at before and after: what was built of something else than was asked for is none of it.
+The context is looked at before and after: what was built of something else than was asked for is none of it. An image is given its
+name after that: one of a work that failed, or was stopped, has none. It stays as what the next build may take layers of. To remove
+it buildah would remove what it is built on as well, where that has no name any more.
 """
 
 from __future__ import annotations
@@ -163,7 +165,8 @@ class Builder:
                 self._record(lambda: self._records.fail(work.id, problem, _now()))
                 raise
             else:
-                self._record(lambda: self._records.finish(work.id, *made, _now()))
+                if not self._record(lambda: self._records.finish(work.id, *made, _now())) and work.kind == "build":
+                    self._give_back(work, *made, buildah)
 
     def _build(self, work: Work, definition: Definition, buildah: Buildah) -> tuple[str, str]:
         recipe = definition.image(work.image)
@@ -181,7 +184,17 @@ class Builder:
             image = _said(made)
         if digest(open_definition(self._site.definition), work.image, work.target) != work.content:
             raise _Failed("its context has changed while it was built")
+        self._look(work)
+        buildah.name(image, definition.local(work.image))
         return image, definition.local(work.image)
+
+    def _give_back(self, work: Work, image: str, name: str, buildah: Buildah) -> None:
+        """Give its name back to who had it, where the work was stopped between its name and its end."""
+        with suppress(SidecarError):
+            there = buildah.images()
+            last = self._records.latest("build", work.image, work.site, status="COMPLETE")
+            if last is not None and last.digest in there and name in there.get(image, ()):
+                buildah.name(last.digest, name)
 
     def _push(self, work: Work, definition: Definition, buildah: Buildah) -> tuple[str, str]:
         provider = definition.provider(work.provider)
@@ -291,12 +304,11 @@ class Builder:
             return True
         return False
 
-    def _record(self, end: Callable[[], bool]) -> None:
+    def _record(self, end: Callable[[], bool]) -> bool:
         until = time.monotonic() + _PATIENCE
         while True:
             try:
-                end()
-                return
+                return end()
             except Unreachable:
                 if time.monotonic() > until:
                     raise

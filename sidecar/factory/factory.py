@@ -226,7 +226,7 @@ class Factory:
             return self._records.ask(asked, _now(), anew=True)
         if definition.local(name) not in there[work.digest]:
             # Something else was built since, and that was taken back.
-            self._site.buildah(definition).run("tag", work.digest, definition.local(name))
+            self._site.buildah(definition).name(work.digest, definition.local(name))
         return work
 
     def _ask_for_base(self, definition: Definition, name: str) -> None:
