@@ -1,15 +1,18 @@
 """What somebody else has told, looked at: whether it is of the kind that it is to be. Pure, and imports nothing of ours.
 
 Whoever asks a server has its answers from elsewhere: maybe from no server of ours, or from one of another version. Each function
-takes an object of JSON and the name of a field, and raises KeyError where that is missing, TypeError or ValueError where it is
-something else: so nothing of another kind comes further than where it is read.
+raises KeyError where something is missing, TypeError or ValueError where it is something else: so nothing of another kind comes
+further than where it is read.
+
+`sidecar once` imports this at every start: what `made` needs is imported there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+Kind = TypeVar("Kind")
 # What databases have as a number.
 _LARGEST = (1 << 63) - 1
 
@@ -50,6 +53,53 @@ def seconds(told: Mapping[str, Any], name: str) -> float:
     if not 0 <= found <= _LARGEST:
         raise ValueError(f"{name} is negative, or very large")
     return float(found)
+
+
+def made(kind: type[Kind], told: Mapping[str, Any]) -> Kind:
+    """Return the dataclass that was told as an object of its fields, each of which is of the type that it has there.
+
+    A field that has a default may be missing; what is no field is left out: a later version may tell more.
+    """
+    from dataclasses import MISSING, fields
+    from typing import get_type_hints
+
+    if not isinstance(told, Mapping):
+        raise TypeError(f"{told!r} is no object")
+    types = get_type_hints(kind)
+    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in told]:
+        raise KeyError(missing[0])
+    return kind(**{name: _of(types[name], told, name) for name in types if name in told})
+
+
+def _of(type_: Any, told: Mapping[str, Any], name: str) -> Any:
+    """Return a field that is of a type: one of those that dataclasses which are told have."""
+    from typing import Literal, get_args, get_origin
+
+    found, origin, parts = told[name], get_origin(type_), get_args(type_)
+    if type_ is str:
+        return text(told, name)
+    if type_ is int:
+        return whole(told, name)
+    if type_ is bool:
+        if not isinstance(found, bool):
+            raise TypeError(f"{name} is neither true nor false")
+        return found
+    if origin is Literal:
+        if text(told, name) not in parts:
+            raise ValueError(f"{found!r} is no {name}")
+        return found
+    if origin is tuple:
+        if not isinstance(found, list):
+            raise TypeError(f"{name} is no list")
+        return tuple(_of(parts[0], {name: each}, name) for each in found)
+    if origin is Mapping:
+        if not isinstance(found, dict):
+            raise TypeError(f"{name} is no object")
+        return {_text(key): _of(parts[1], found, key) for key in found}
+    if type(None) in parts:
+        return None if found is None else _of(parts[0], told, name)
+    return made(type_, found)
 
 
 def _text(found: Any) -> str:

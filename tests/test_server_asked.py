@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from sidecar.errors import Corrupt, OutcomeUnknown, ParametersError, SourceMissing, Unreachable
 from sidecar.exits import Exit
+from sidecar.factory.model import Action, At, Image, Named, Provider, Work
 from sidecar.functions.answer import Answer, Asked, Limits, Ran
 from sidecar.functions.runtimes import find_runtimes
 from sidecar.functions.service import Full, NobodyAnswered, Service
@@ -35,6 +36,7 @@ from sidecar.once.told import as_json, of_json, piece_as_json, piece_of_json
 from sidecar.process import Identity
 from sidecar.session.local import LocalRunner
 from sidecar.session.machine import Machine
+from sidecar.session.runner import Container, Status
 from sidecar.web.client import Client
 from sidecar.web.functions import application as functions_alone
 from sidecar.web.refusal import Told, errors
@@ -385,6 +387,20 @@ def otherwise(told: Any) -> Iterator[Any]:
                 yield [*told[:number], each, *told[number + 1 :]]
 
 
+MAYBE = ("exit", "build", "push", "image", "started_at", "finished_at", "status", "exit_code", "signal", "code", "a")
+
+
+def alike(one: Any, other: Any, name: str = "") -> bool:
+    """Tell whether two answers are of the same kinds, as far as both tell the same."""
+    if one is None or other is None:
+        return one is other or name in MAYBE
+    if isinstance(other, dict):
+        return isinstance(one, dict) and all(alike(one[key], other[key], key) for key in one.keys() & other.keys())
+    if isinstance(other, list | tuple):
+        return isinstance(one, list | tuple) and (not other or all(alike(each, other[0]) for each in one))
+    return type(one) is type(other)
+
+
 class Said:
     """A server that says what it is told to, whatever it is asked."""
 
@@ -403,6 +419,11 @@ def test_whatever_a_server_answers_is_known_or_told_as_what_is_not() -> None:
     )
     piece = piece_as_json(Piece(1, 1, 1, b"x"))
     won = Ran(1, "ok", 0, None, b"out", b"err", 0.25)
+    work = Work(1, "build", "app", "oci", "blake3:1", "COMPLETE", 100, labels={"a": "b"})
+    provider = Provider("here", layout="archive")
+    at = At("here", "pushed", "sha256:1", replace(work, kind="push"))
+    image = Image("app", "blake3:1", "oci", "COMPLETE", work, (at,), (Action("push", "app", "here", 1),))
+    session = Status("pod", "id", "Running", (Container("one", "exited", 0),))
     said = Said()
     with served(cast(Starlette, said)) as url:
         client = Client(url)
@@ -413,16 +434,25 @@ def test_whatever_a_server_answers_is_known_or_told_as_what_is_not() -> None:
             ({"run": {"id": 7, **run}, "pieces": [piece]}, lambda: [piece_as_json(each) for each in client.runs.pieces(known)]),
             (Answer("bash", "5.2", won, (won,)).as_json(), lambda: client.functions.call("bash", Asked(b"x")).as_json()),
             ({"functions": [{"language": "bash", "versions": ["5.2"]}]}, lambda: client.functions.runtimes),
+            (work.as_json(), lambda: client.images.work(1).as_json()),
+            ({"builds": [work.as_json()]}, lambda: [each.as_json() for each in client.images.works("build")]),
+            (image.as_json(), lambda: client.images.image("app").as_json()),
+            ({"images": [Named("app:1", 3, image).as_json()]}, lambda: [each.as_json() for each in client.images.check("x")]),
+            ({"providers": [asdict(provider)]}, lambda: [asdict(each) for each in client.images.providers()]),
+            (asdict(session), lambda: asdict(client.sessions.status("pod"))),
+            ({"sessions": [asdict(session)], "image_volumes": True}, lambda: [asdict(each) for each in client.sessions.list()]),
         ]
         for told, question in questions:
             said.body = json.dumps(told).encode()
-            assert question()
-            refused = 0
+            meant, refused = question(), 0
+            assert meant
             for each in otherwise(told):
                 said.body = json.dumps(each).encode()
                 try:
-                    # What is taken can be said to anybody.
-                    json.dumps(question(), ensure_ascii=False).encode(errors="surrogateescape")
+                    taken = question()
+                    assert alike(taken, meant), (each, taken)
+                    # It can be said to anybody.
+                    json.dumps(taken, ensure_ascii=False).encode(errors="surrogateescape")
                 except Corrupt:
                     refused += 1
             assert refused

@@ -19,10 +19,11 @@ Times are microseconds since 1970, 0 for what has not happened. Percentages neve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from sidecar.errors import ConfigurationError
+from sidecar.heard import made
 
 Kind = Literal["build", "push"]
 Target = Literal["oci", "docker"]
@@ -109,9 +110,8 @@ class Work:
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Self:
-        """Return the work that others were told of; KeyError or TypeError where it is none."""
-        own = dict(told)
-        return cls(percent=own.pop("percent_complete"), **own.pop("status_detail"), **own)
+        """Return the work that others were told of; KeyError, TypeError or ValueError where it is none."""
+        return made(cls, {**told, **told["status_detail"], "percent": told["percent_complete"]})
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,9 @@ class Image:
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Self:
-        """Return the image that others were told of; KeyError or TypeError where it is none."""
-        at = tuple(At(**{**each, "push": _work(each["push"])}) for each in told["providers"])
-        actions = tuple(Action(each["do"], each["image"], each["provider"], each["build"]) for each in told["actions"])
-        return cls(told["name"], told["content"], told["target"], told["status"], _work(told["build"]), at, actions)
+        """Return the image that others were told of; KeyError, TypeError or ValueError where it is none."""
+        at = tuple(replace(made(At, {**each, "push": None}), push=_work(each["push"])) for each in told["providers"])
+        return replace(made(cls, {**told, "build": None, "providers": []}), build=_work(told["build"]), providers=at)
 
 
 @dataclass(frozen=True)
@@ -205,9 +204,9 @@ class Named:
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Self:
-        """Return what others were told that a manifest names; KeyError or TypeError where it is none."""
+        """Return what others were told that a manifest names; KeyError, TypeError or ValueError where it is none."""
         image = None if told["image"] is None else Image.of_json(told["image"])
-        return cls(told["reference"], told["line"], image, told["note"])
+        return replace(made(cls, {**told, "image": None}), image=image)
 
 
 class Conflict(ConfigurationError):

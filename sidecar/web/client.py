@@ -33,11 +33,11 @@ from sidecar.errors import (
 )
 from sidecar.factory.model import Image, Kind, Named, Provider, Work
 from sidecar.functions.answer import MOST_WORKERS, Answer, Asked, Ran
-from sidecar.heard import text, texts, whole
+from sidecar.heard import made, text, texts, whole
 from sidecar.once.facts import Piece, Run
 from sidecar.once.told import of_json as run_of_json
 from sidecar.once.told import piece_of_json
-from sidecar.session.runner import ENDED, Container, Manifest, Status
+from sidecar.session.runner import ENDED, Manifest, Status
 
 Found = TypeVar("Found")
 # What answers at once does so in this time, in seconds: the server asks providers, which have two of their own.
@@ -216,7 +216,7 @@ class _Images(_Part):
 
     def providers(self) -> list[Provider]:
         """Return where images go."""
-        return self._client.get("/v1/providers", lambda told: [Provider(**each) for each in told["providers"]])
+        return self._client.get("/v1/providers", lambda told: [made(Provider, each) for each in told["providers"]])
 
     def check(self, manifest: str, name: str = "manifest") -> list[Named]:  # noqa: ARG002
         """Return the images that a manifest names."""
@@ -427,5 +427,4 @@ def _is_over(pod: Status, container: str) -> bool:
 
 
 def _status(told: Mapping[str, Any]) -> Status:
-    containers = tuple(Container(**each) for each in told["containers"])
-    return Status(told["name"], told["session"], told["phase"], containers, told["reason"])
+    return made(Status, told)
