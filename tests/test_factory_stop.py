@@ -226,6 +226,21 @@ def test_who_waits_for_what_it_is_built_on_is_stopped_and_that_goes_on(factory: 
     assert left(shop) == {}
 
 
+def test_who_waits_for_whoever_removes_what_is_left_is_stopped(shop: Workshop, factory: Factory) -> None:
+    shop.image("app", "")
+    shop.buildah.prepare()
+    removes = os.open(os.path.join(shop.buildah.store, "factory", "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(removes, fcntl.LOCK_EX)
+        work = shop.ask("app")
+        until(lambda: bool(shop.records.get(work.id).started), "it is claimed")
+        assert factory.stop(work.id).error == "stopped"
+        assert left(shop) == {}
+    finally:
+        os.close(removes)
+    assert shop.built("app").status == "COMPLETE"
+
+
 def asked_to(shop: Workshop, build: Work, provider: str) -> Work:
     """Ask for a push, and return it as it is now."""
     asked = Asked("push", build.image, build.target, build.content, build.site, provider, build.id)

@@ -23,7 +23,8 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from sidecar import process
@@ -41,6 +42,8 @@ _UNFINISHED = "oci-put-blob"
 _DRIVERS = ("overlay", "vfs")
 # podman and buildah allow themselves at most so many.
 _PROCESSES = 32768
+# How often, in seconds, it is looked whether the store's lock is free.
+_PAUSE = 0.05
 # How long buildah may take for what is a look at its store.
 _PATIENCE = 120.0
 
@@ -168,9 +171,12 @@ class Buildah:
     # --- builds
 
     @contextmanager
-    def at_work(self) -> Iterator[str]:
-        """Yield a folder for the temporary files of one build or push. Where anything is raised it stays, and tells of it."""
-        with self._lock(fcntl.LOCK_SH):
+    def at_work(self, waits: Callable[[], None]) -> Iterator[str]:
+        """Yield a folder for the temporary files of one build or push. Where anything is raised it stays, and tells of it.
+
+        `waits` is called again and again while somebody removes what is left.
+        """
+        with self._lock(fcntl.LOCK_SH, waits):
             folder = os.path.join(self._own, "builds", os.urandom(8).hex())
             os.mkdir(folder, 0o700)
             yield folder
@@ -182,7 +188,7 @@ class Buildah:
         try:
             if not os.listdir(builds):
                 return True
-            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with self._lock(fcntl.LOCK_EX):
                 self.run("rm", "--all")
                 for each in os.listdir(builds):
                     shutil.rmtree(os.path.join(builds, each))
@@ -195,10 +201,19 @@ class Buildah:
         return True
 
     @contextmanager
-    def _lock(self, how: int) -> Iterator[None]:
+    def _lock(self, how: int, waits: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the lock of the store. Where another has it, `waits` is called until that has let go; without, BlockingIOError."""
         fd = os.open(os.path.join(self._own, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, how)
+            while True:
+                try:
+                    fcntl.flock(fd, how | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if waits is None:
+                        raise
+                waits()
+                time.sleep(_PAUSE)
             yield
         finally:
             os.close(fd)

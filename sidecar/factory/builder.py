@@ -17,9 +17,9 @@ So a work that is under way is being done by somebody who is alive, or it is fai
 stopped, or that was taken for dead, as where a database was away, is told so by the records: by what it records itself, and while
 it records nothing by a look now and then. It kills buildah, removes what that has left, and takes what waits.
 
-The context is looked at before and after: what was built of something else than was asked for is none of it. An image is given its
-name after that: one of a work that failed, or was stopped, has none. It stays as what the next build may take layers of. To remove
-it buildah would remove what it is built on as well, where that has no name any more.
+The context is looked at before and after: what was built of something else than was asked for is none of it. An image is given
+its name after that: one of a work that failed, or was stopped, has none. It stays, as what the next build may take layers of: to
+remove it buildah would remove what it is built on as well, where that has no name any more.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Builder:
             raise _Failed("its context has changed since it was asked for")
         base = self._base(work, definition, recipe, buildah) if recipe.of_ours else recipe.base
         labels = {**work.labels, "sidecar.build": str(work.id), "sidecar.content-digest": work.content}
-        with buildah.at_work() as folder:
+        with buildah.at_work(self._waiting(work, "removes what builds have left")) as folder:
             made = os.path.join(folder, "id")
             command = buildah.build(
                 definition, recipe, target=work.target, ignore=ignore_file(recipe), base=base, labels=labels, id_file=made
@@ -203,10 +203,9 @@ class Builder:
             raise _Failed(f"what build {build.id} made is not there any more: build {work.image} again")
         reference = definition.reference(work.image, provider)
 
-        def waits() -> None:
-            self._progress(work, 0, f"waits for whoever writes to {provider.layout}")
-
-        with buildah.at_work() as folder, _alone(provider.layout, waits):
+        cleaned = self._waiting(work, "removes what builds have left")
+        written = self._waiting(work, f"writes to {provider.layout}")
+        with buildah.at_work(cleaned) as folder, _alone(provider.layout, written):
             if provider.layout:
                 buildah.clear(provider.layout)
             made = os.path.join(folder, "digest")
@@ -296,6 +295,14 @@ class Builder:
                 raise _Lost
             return True
         return False
+
+    def _waiting(self, work: Work, whom: str) -> Callable[[], None]:
+        """Return what records for whom a work waits, and hears whether it was stopped."""
+
+        def waits() -> None:
+            self._progress(work, 0, f"waits for whoever {whom}")
+
+        return waits
 
     def _say(self, work: Work, data: bytes) -> bool:
         with suppress(Unreachable):
