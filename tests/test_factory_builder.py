@@ -239,6 +239,18 @@ def test_what_a_push_has_left_that_was_killed_is_gone_after_the_next(shop: Works
     assert sorted(os.listdir(archive)) == ["blobs", "index.json", "oci-layout", "sidecar.lock"]
 
 
+def test_a_layout_whose_list_of_images_is_a_link_is_not_written_to(shop: Workshop) -> None:
+    shop.define("providers: {archive: {layout: ../state/archive}}")
+    shop.image("app", "")
+    archive = shop.folder / "state" / "archive"
+    archive.mkdir(parents=True)
+    (shop.folder / "elsewhere").write_text('{"manifests": []}')
+    (archive / "index.json").symlink_to(shop.folder / "elsewhere")
+    assert shop.push(shop.built("app"), "archive").error == f"{archive} cannot be cleared: Too many levels of symbolic links"
+    assert (shop.folder / "elsewhere").read_text() == '{"manifests": []}'
+    assert not any(b"manifests" in each.read_bytes() for each in archive.iterdir() if not each.is_symlink())
+
+
 def test_the_store_is_nobody_elses_whatever_the_umask(shop: Workshop) -> None:
     buildah = Buildah(str(shop.folder / "state" / "elsewhere"))
     code = "import os, sys; from sidecar.factory.buildah import Buildah; os.umask(0); Buildah(sys.argv[1]).prepare()"

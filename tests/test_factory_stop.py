@@ -267,6 +267,52 @@ def test_a_push_that_waits_for_who_writes_to_a_layout_is_stopped(shop: Workshop,
     assert shop.push(build, "archive").status == "COMPLETE"
 
 
+# A push that comes to the moment at which buildah writes the list of what is in a layout, and hangs there.
+SPOILS = """
+def spoils(self, image, provider, reference, *, digest_file):
+    script = 'cd "$1" && for each in oci-layout index.json oci-put-blob1; do : >$each; done; echo begun; sleep 300'
+    return [*buildah._ALONE, "sh", "-c", script, "sh", provider.layout]
+buildah.Buildah.push = spoils
+"""
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["others are there", "the first"])
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_push_that_ends_while_the_layout_is_written_leaves_it_as_it_was(
+    shop: Workshop, factory: Factory, how: str, others: bool
+) -> None:
+    shop.define("providers: {archive: {layout: ../state/archive}}")
+    archive = shop.folder / "state" / "archive"
+    for name in ("app", "other"):
+        shop.image(name, f"ENV name={name}\n")
+    if others:
+        other = shop.push(shop.built("other"), "archive")
+        assert other.status == "COMPLETE"
+    before = (archive / "index.json").read_text() if others else ""
+    build = shop.built("app")
+    shop.idle()
+    asked = Asked("push", build.image, build.target, build.content, build.site, "archive", build.id)
+    work = shop.records.ask(asked, microseconds())
+    with builder_that(shop, SPOILS) as builder:
+        shop.hears(work, b"\nbegun\n")
+        if how == "stopped":
+            factory.stop(work.id)
+        else:
+            builder.kill()
+        assert left(shop).keys() <= {"folders"}
+    if how == "stopped":
+        assert {*os.listdir(archive)} - {"blobs"} == {"index.json", "oci-layout", "sidecar.lock"}
+        assert json.loads((archive / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+        assert (archive / "index.json").read_text() == before or not others
+    pushed = shop.push(build, "archive")
+    assert pushed.status == "COMPLETE", shop.told(pushed)
+    assert sorted(os.listdir(archive)) == ["blobs", "index.json", "oci-layout", "sidecar.lock"]
+    assert {image.name: image.providers[0].presence for image in factory.images()} == {
+        "app": "pushed",
+        "other": "pushed" if others else "absent",
+    }
+
+
 def test_a_push_to_a_registry_that_hangs_is_stopped_and_nothing_of_it_is_left(
     shop: Workshop, factory: Factory, tmp_path: Path
 ) -> None:

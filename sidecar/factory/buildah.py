@@ -39,6 +39,10 @@ _OWN_MOUNTS = ("unshare", "--mount")
 _ALONE = (*_OWN_MOUNTS, "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-c", '"$@"; exit $?', "sh")
 # What containers/image calls a part of an image before all of it is in a layout.
 _UNFINISHED = "oci-put-blob"
+# What it empties before it writes it, and what a layout without images has there. While one pushes there is a copy of each, put
+# back where buildah was killed at that moment: nobody would find any image there any more, and no push would succeed.
+_REPLACED = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": b'{"schemaVersion": 2, "manifests": []}'}
+_COPY = ".sidecar-"
 _DRIVERS = ("overlay", "vfs")
 # podman and buildah allow themselves at most so many.
 _PROCESSES = 32768
@@ -93,14 +97,23 @@ class Buildah:
         command += [f"--authfile={provider.authfile}"] if provider.authfile else []
         return [*_ALONE, *command, image, f"docker://{reference}"]
 
-    def clear(self, layout: str) -> None:
-        """Remove what pushes that were killed have left in a layout; for who alone writes to it."""
+    @contextmanager
+    def writing(self, layout: str) -> Iterator[None]:
+        """Have a layout be whole before a push and after it, without what one leaves that is killed; for who alone writes to it.
+
+        Unreachable where that cannot be before. Where it is not after, as when the builder is killed, the next push sees to it.
+        """
         try:
-            for name in os.listdir(layout):
-                if name.startswith(_UNFINISHED):
-                    os.unlink(os.path.join(layout, name))
+            _clear(layout)
+            for name, empty in _REPLACED.items():
+                _keep(layout, name, empty)
         except OSError as error:
             raise Unreachable(f"{layout} cannot be cleared: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                _clear(layout)
 
     def environment(self, temporary: str = "") -> dict[str, str]:
         """Return the environment of each command; `temporary` is the folder for its files."""
@@ -257,6 +270,53 @@ class Buildah:
         if check and ran.returncode:
             raise Unreachable(f"buildah {arguments[0]}: {ran.stderr.strip() or f'ended with status {ran.returncode}'}")
         return ran
+
+
+def _clear(layout: str) -> None:
+    """Remove what was left in a layout by who was killed, and put back what that has spoilt."""
+    for name in _REPLACED:
+        path, copy = os.path.join(layout, name), os.path.join(layout, f"{_COPY}{name}")
+        if os.path.lexists(copy):
+            # What is not there was removed by others, or never written.
+            if os.path.lexists(path) and not _whole(path):
+                os.rename(copy, path)
+            else:
+                os.unlink(copy)
+    for name in os.listdir(layout):
+        if name.startswith((_UNFINISHED, f"{_COPY}new-")):
+            os.unlink(os.path.join(layout, name))
+
+
+def _keep(layout: str, name: str, empty: bytes) -> None:
+    """Keep a copy of a file that is about to be replaced, on the disk; of one that is spoilt there is none to keep."""
+    try:
+        now = _whole(os.path.join(layout, name))
+    except FileNotFoundError:
+        now = empty
+    if not now:
+        return
+    fresh = os.path.join(layout, f"{_COPY}new-{name}")
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "wb") as file:
+        file.write(now)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(fresh, os.path.join(layout, f"{_COPY}{name}"))
+
+
+def _whole(path: str) -> bytes:
+    """Return an object of JSON, which is on the disk then; b"" where the file is none.
+
+    By no link, which anybody may have put there who writes to that folder: a copy would show what it leads to.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        said = file.read()
+        try:
+            if not isinstance(json.loads(said), dict):
+                return b""
+        except (ValueError, RecursionError):
+            return b""
+        os.fsync(file.fileno())
+        return said
 
 
 def _limits() -> str:

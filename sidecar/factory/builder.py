@@ -205,9 +205,11 @@ class Builder:
 
         cleaned = self._waiting(work, "removes what builds have left")
         written = self._waiting(work, f"writes to {provider.layout}")
-        with buildah.at_work(cleaned) as folder, _alone(provider.layout, written):
+        with ExitStack() as held:
+            folder = held.enter_context(buildah.at_work(cleaned))
+            held.enter_context(_alone(provider.layout, written))
             if provider.layout:
-                buildah.clear(provider.layout)
+                held.enter_context(buildah.writing(provider.layout))
             made = os.path.join(folder, "digest")
             command = buildah.push(build.digest, provider, reference, digest_file=made)
             transcript = PushTranscript(buildah.layers(build.digest))
@@ -255,6 +257,9 @@ class Builder:
                 raise
             finally:
                 process.wait(child)
+                # That is who keeps buildah alone, and has killed it: it is dead when nobody has this open any more.
+                while select.select([reading], [], [], _LOOK)[0] and os.read(reading, _PIECE):
+                    pass
         finally:
             os.close(reading)
         return transcript.error(child.code, child.signal) if child.code or child.signal else ""
