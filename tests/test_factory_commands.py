@@ -364,6 +364,16 @@ def test_who_is_interrupted_says_that_it_goes_on(place: Place) -> None:
     assert until(place, 1, "COMPLETE")["percent_complete"] == 100
 
 
+def test_what_is_stopped_needs_no_factory_yaml_and_its_help_tells_of_no_status_for_one(place: Place) -> None:
+    gated(place)
+    place.type("build", "slow", "--no-wait")
+    until(place, 1, "BUILDING")
+    (place.images / "factory.yaml").unlink()
+    assert "FAILED stopped" in place.type("stop", "1").out
+    assert place.type("stop", "2").status == NO_INPUT
+    assert "factory.yaml" not in place.type("stop", "--help").out.partition("Exit status")[2]
+
+
 def test_who_waits_for_what_another_stops_is_told_so(place: Place) -> None:
     gated(place)
     with subprocess.Popen(

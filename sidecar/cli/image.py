@@ -306,7 +306,11 @@ def log(number: int, follow: bool, factory: str) -> None:
             time.sleep(_PAUSE)
 
 
-@image.command(epilog=_ending("0;", "sidecar image stop 7", missing=", or work"))
+@image.command(
+    # factory.yaml is not read.
+    epilog="\b\nExit status: 0;\n2 usage; 66 there is no such work; 74 the records cannot be read or written;\n"
+    "78 it cannot be done here.\nExample:  sidecar image stop 7"
+)
 @_number
 @factory_option
 @json_option
