@@ -3,14 +3,12 @@
 Whoever asks a server has its answers from elsewhere: maybe from no server of ours, or from one of another version. Each function
 raises KeyError where something is missing, TypeError or ValueError where it is something else: so nothing of another kind comes
 further than where it is read.
-
-`sidecar once` imports this at every start: what `made` needs is imported there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
 # What databases have as a number.
@@ -60,22 +58,14 @@ def made(kind: type[Kind], told: Mapping[str, Any]) -> Kind:
 
     A field that has a default may be missing; what is no field is left out: a later version may tell more.
     """
-    from dataclasses import MISSING, fields
-    from typing import get_type_hints
-
     if not isinstance(told, Mapping):
         raise TypeError(f"{told!r} is no object")
-    types = get_type_hints(kind)
-    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]  # type: ignore[arg-type]
-    if missing := [name for name in needed if name not in told]:
-        raise KeyError(missing[0])
-    return kind(**{name: _of(types[name], told, name) for name in types if name in told})
+    # Of what is missing and has no default, the constructor tells.
+    return kind(**{name: _of(type_, told, name) for name, type_ in get_type_hints(kind).items() if name in told})
 
 
 def _of(type_: Any, told: Mapping[str, Any], name: str) -> Any:
     """Return a field that is of a type: one of those that dataclasses which are told have."""
-    from typing import Literal, get_args, get_origin
-
     found, origin, parts = told[name], get_origin(type_), get_args(type_)
     if type_ is str:
         return text(told, name)

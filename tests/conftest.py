@@ -21,6 +21,7 @@ from sidecar.store import Store, open_store
 
 if TYPE_CHECKING:
     from browser import Browser, Tab
+    from factory_places import Place
 
 # The asserts of contracts tell what they found, as those of tests do.
 pytest.register_assert_rewrite("session_contract", "factory_contract")
@@ -124,3 +125,12 @@ def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
     yield show
     for each in tabs:
         each.close()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """A folder with a factory.yaml and the context of an image, in memory."""
+    from factory_places import new_place
+
+    with memory.folder() as top, new_place(top / "place") as found:
+        yield found

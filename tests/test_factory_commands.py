@@ -18,7 +18,7 @@ from typing import Any
 
 import memory
 import pytest
-from factory_places import BUSYBOX, Place, gated, new_place, pod
+from factory_places import BUSYBOX, Place, gated, pod
 from processes import HANG
 from registries import Registry, registry
 
@@ -29,12 +29,6 @@ from sidecar.factory.model import Conflict
 EXAMPLES = Path(__file__).parent.parent / "k8s-examples"
 MISSING = 1
 APP = "localhost/sidecar/app:0.1.0"
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with memory.folder() as top, new_place(top / "place") as found:
-        yield found
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-import memory
 import pytest
-from factory_places import Place, gated, new_place
+from factory_places import Place, gated
 from processes import forked, until
 
 from sidecar.errors import Unreachable
@@ -19,12 +18,6 @@ from sidecar.factory.records import open_records
 
 NOBODY = 65534
 APP = "localhost/sidecar/app:0.1.0"
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with memory.folder() as top, new_place(top / "place") as found:
-        yield found
 
 
 @pytest.fixture

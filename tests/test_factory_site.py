@@ -30,12 +30,6 @@ from sidecar.factory.site import FOLDER, Site, machine_id
 ONE, TWO = "1" * 32, "2" * 32
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with memory.folder() as top, new_place(top / "place") as found:
-        yield found
-
-
 def over(factory: Factory, work: Work) -> Work:
     until(lambda: factory.work(work.id).over, f"{work} is over")
     return factory.work(work.id)

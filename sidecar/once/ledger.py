@@ -14,20 +14,7 @@ from sidecar.exits import Exit
 from sidecar.once import lease
 from sidecar.once.asked import Asked, Variable, differences
 from sidecar.once.claim import HASTE, Claim
-from sidecar.once.facts import (
-    FAILED_TO_START,
-    FINISHED,
-    LIMIT,
-    RUNNING,
-    STDERR,
-    STDOUT,
-    UNKNOWN,
-    OtherRun,
-    Piece,
-    Run,
-    now,
-    remedy,
-)
+from sidecar.once.facts import FAILED_TO_START, FINISHED, LIMIT, RUNNING, UNKNOWN, OtherRun, Piece, Run, now, remedy
 from sidecar.once.rows import insert, run_of, with_words, write_end
 from sidecar.state import State, state_folder
 from sidecar.values import replace
@@ -145,29 +132,27 @@ class Ledger:
             yield from pieces
             after = pieces[-1].number
 
-    def piece(
-        self, run: Run, offset: int, most: int, last: int | None = None, streams: tuple[int, int] = (STDOUT, STDERR)
-    ) -> tuple[int, bytes]:
-        """Return a piece of what a run wrote to `streams` (twice the same for one), and where the next begins, in bytes of these.
+    def piece(self, run: Run, offset: int, most: int, last: int | None = None, stream: int = 0) -> tuple[int, bytes]:
+        """Return a piece of what a run wrote to a stream, or to both (0), and where the next begins, in bytes of that.
 
         From byte `offset` on, or from where the `last` bytes that there are begin, if that is behind it; at most `most` bytes.
         """
-        of = (run.id, *streams)
-        whole = int(self.state.read("SELECT total(length(bytes)) FROM output WHERE run = ? AND stream IN (?, ?)", of)[0][0])
+        of = (run.id, stream, stream)
+        whole = int(self.state.read("SELECT total(length(bytes)) FROM output WHERE run = ? AND (? = 0 OR stream = ?)", of)[0][0])
         first = min(max(offset, 0 if last is None else whole - last), whole)
         if first == whole:
             return whole, b""
         found = self.state.read(
             "SELECT number, ends - size FROM "
             "(SELECT number, length(bytes) AS size, sum(length(bytes)) OVER (ORDER BY number) AS ends "
-            "FROM output WHERE run = ? AND stream IN (?, ?)) WHERE ends > ? AND ends - size < ? ORDER BY number",
+            "FROM output WHERE run = ? AND (? = 0 OR stream = ?)) WHERE ends > ? AND ends - size < ? ORDER BY number",
             (*of, first, min(first + most, whole)),
         )
         if not found:
             return first, b""  # it was forgotten meanwhile
         (number, begins), (end, _) = found[0], found[-1]
         rows = self.state.read(
-            "SELECT bytes FROM output WHERE run = ? AND stream IN (?, ?) AND number BETWEEN ? AND ? ORDER BY number",
+            "SELECT bytes FROM output WHERE run = ? AND (? = 0 OR stream = ?) AND number BETWEEN ? AND ? ORDER BY number",
             (*of, number, end),
         )
         data = b"".join(row[0] for row in rows)[first - begins :][:most]

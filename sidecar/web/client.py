@@ -295,8 +295,8 @@ class _Runs(_Part):
                 "/v1/runs", lambda told: ([run_of_json(each) for each in told["runs"]], whole(told, "before")), **asked
             )
             found = runs + found
-            # Each answer is of those before the last one: whoever tells otherwise would be asked for ever.
-            if not left or (before and left >= before):
+            # Each answer is of some before the last one: whoever tells otherwise would be asked for ever.
+            if not runs or not left or (before and left >= before):
                 break
             before = left
         return found if latest < 0 else found[max(0, len(found) - latest) :]
@@ -355,8 +355,8 @@ class _Functions(_Part):
     def call(self, runtime: str, asked: Asked) -> Answer:
         """Return what came of running a source; SourceMissing, ParametersError, Full, NobodyAnswered.
 
-        Of the limits the time alone is asked for. What is no UTF-8 cannot be asked (ParametersError), and is replaced in what is
-        answered; nor can a context that is not JSON.
+        Of the limits the time alone is asked for, in seconds. What is no UTF-8 cannot be asked, nor a context that is not JSON
+        (ParametersError).
         """
         answer = self._client.ask(
             "POST",
@@ -407,12 +407,7 @@ def _not_run(answer: _Answer, path: str) -> SidecarError:
         return Full(float(seconds) if seconds.isascii() and seconds.isdecimal() else 1.0)
     if answer.status == 503:
         try:
-            return NobodyAnswered(
-                [
-                    Ran(whole(each, "worker"), each["status"], reason=text(each, "reason"))
-                    for each in json.loads(answer.body)["workers"]
-                ]
-            )
+            return NobodyAnswered([made(Ran, each) for each in json.loads(answer.body)["workers"]])
         except (ValueError, RecursionError, LookupError, TypeError):
             pass  # it is the server's own: a store that cannot be read
     return _refused(answer, path)

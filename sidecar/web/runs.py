@@ -29,7 +29,7 @@ from sidecar.web.refusal import Told
 Found = TypeVar("Found")
 # So many are told at once, and no more once they are so many bytes: each is read with its variables, and may be large.
 _LATEST, _LARGE = 200, 4 << 20
-_SOURCES = {"stdout": (STDOUT, STDOUT), "stderr": (STDERR, STDERR), "": (STDOUT, STDERR)}
+_SOURCES = {"stdout": STDOUT, "stderr": STDERR, "": 0}
 _PIECE = 1 << 20
 
 
